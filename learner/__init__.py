@@ -1,0 +1,1 @@
+"""The learner: collector, problem buffer, TRR++, the objective, DeepSpeed, the weight sender."""

@@ -1,0 +1,166 @@
+"""What self-play is made of: tasks, roles, problems, tickets, episodes. Plain data, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+Int32Array = npt.NDArray[np.int32]
+Float32Array = npt.NDArray[np.float32]
+
+
+class Task(StrEnum):
+    """Which part of a (program, input, output) triplet the solver has to find."""
+
+    DEDUCTION = "deduction"
+    ABDUCTION = "abduction"
+    INDUCTION = "induction"
+
+
+class Role(StrEnum):
+    """Which of its two parts the one model plays."""
+
+    PROPOSER = "proposer"
+    SOLVER = "solver"
+
+
+class Verdict(StrEnum):
+    """How the environment judged one completion."""
+
+    CORRECT = "correct"  # solver: an accepted answer
+    WRONG = "wrong"  # solver: well formed, not accepted
+    VALID = "valid"  # proposer: a new problem with at least one accepted answer
+    INVALID = "invalid"  # proposer: well formed, but not a problem
+    COPY = "copy"  # proposer: valid, but one of the references it was shown
+    REPEAT = "repeat"  # proposer: valid, but proposed before in the same batch
+    UNPARSABLE = "unparsable"  # either: no answer in the asked format
+
+
+class Problem(msgspec.Struct, frozen=True, array_like=True):
+    """One problem, in the environment's own words; nobody else looks inside.
+
+    content: everything the environment needs to prompt for it and to grade it
+    key: the canonical form; two problems with equal task and key are the same problem
+    """
+
+    task: Task
+    content: str
+    key: str
+
+
+class TicketId(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """Names a ticket for ever: lineage of the learner, batch, index within the batch."""
+
+    lineage: int
+    batch: int
+    index: int
+
+
+class Ticket(msgspec.Struct, frozen=True, array_like=True):
+    """A unit of work that is decided before anything is sampled.
+
+    kind "proposal": one proposal made from `references`, then attempts on it if it is valid,
+    otherwise attempts on `problem`. kind "buffer": attempts on `problem`.
+
+    min_version: the oldest weight version that may sample for this ticket
+    seed: 63-bit seed of every request made for it
+    """
+
+    id: TicketId
+    kind: Literal["proposal", "buffer"]
+    task: Task
+    references: tuple[Problem, ...]
+    problem: Problem
+    min_version: int
+    seed: int
+
+
+class VersionSpan(msgspec.Struct, frozen=True, array_like=True):
+    """Response tokens [start, end) were sampled by weight version `version`.
+
+    mixed_kv: the attention cache of the span was partly computed by older weights
+    """
+
+    version: int
+    start: int
+    end: int
+    mixed_kv: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Episode:
+    """One finished, judged completion.
+
+    prompt_ids: int32 [prompt tokens]
+    response_ids: int32 [response tokens], the sampled stop token included
+    behaviour_logprobs: float32 [response tokens], the sampler's log-probability of each token under
+        the distribution it was drawn from (after temperature)
+    spans: weight versions of the response tokens, in order, covering all of them
+    truncated: the completion was cut by the length limit
+    """
+
+    role: Role
+    task: Task
+    prompt_ids: Int32Array
+    response_ids: Int32Array
+    behaviour_logprobs: Float32Array
+    spans: tuple[VersionSpan, ...]
+    truncated: bool
+    verdict: Verdict
+    reward: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClosedTicket:
+    """Everything that one ticket produced: the unit that is streamed and acknowledged.
+
+    proposal: the proposer's episode, for proposal tickets
+    proposed: the problem it stated, if that is valid
+    problem: the problem that the attempts are on
+    attempts: the solver's episodes; all on `problem`, all with the same prompt
+    """
+
+    id: TicketId
+    proposal: Episode | None
+    proposed: Problem | None
+    problem: Problem
+    attempts: tuple[Episode, ...]
+
+    @property
+    def solve_rate(self) -> float:
+        """Mean of 1[correct] over the attempts."""
+        return sum(e.verdict is Verdict.CORRECT for e in self.attempts) / len(self.attempts)
+
+    @property
+    def episodes(self) -> tuple[Episode, ...]:
+        """The proposal, if any, then the attempts."""
+        return (() if self.proposal is None else (self.proposal,)) + self.attempts
+
+
+class TaskAccuracy(msgspec.Struct, frozen=True):
+    """Greedy accuracy on one task type's evaluation problems.
+
+    accuracy, unparsable: shares of `problems`; response_tokens: mean length of a completion
+    """
+
+    problems: int
+    accuracy: float
+    unparsable: float
+    response_tokens: float
+
+
+class Evaluation(msgspec.Struct, frozen=True):
+    """A greedy evaluation of one weight version."""
+
+    version: int
+    tasks: dict[Task, TaskAccuracy]
+
+    @property
+    def accuracy(self) -> float:
+        """The unweighted mean of the tasks."""
+        return sum(t.accuracy for t in self.tasks.values()) / len(self.tasks)

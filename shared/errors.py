@@ -1,0 +1,33 @@
+"""Errors that a user can act on. Each message says what went wrong and what to look at."""
+
+
+class PrimezeroError(Exception):
+    """Base of every error that ends a run with a message instead of a traceback."""
+
+
+class ConfigError(PrimezeroError):
+    """The configuration names an unknown key or an impossible value."""
+
+
+class ModelFolderError(PrimezeroError):
+    """A model folder is missing, incomplete, or does not fit the configuration."""
+
+
+class MessageError(PrimezeroError):
+    """A wire message is malformed, too large, or of a foreign protocol."""
+
+
+class StreamTimeoutError(PrimezeroError):
+    """The other side of the stream did not answer within its time."""
+
+
+class WorkerFailedError(PrimezeroError):
+    """A rollout worker reported an error, or vanished with work open."""
+
+
+class EngineError(PrimezeroError):
+    """The inference engine refused or failed an operation."""
+
+
+class WeightSyncError(PrimezeroError):
+    """A weight update failed, or the engine's weights are not the learner's."""
