@@ -41,6 +41,9 @@ class RunConfig(Section):
     overwrite: bool = Field(False, description="replace an earlier run of the same name")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in the run")
     steps: int = Field(100, ge=0, description="batches to train on")
+    time_limit_s: PositiveOrNone = Field(
+        None, description="train no longer than this: finish the step, evaluate, export; none: no limit"
+    )
     evaluate_every: Count = Field(20, description="steps between evaluations")
     final_evaluations: Count = Field(
         1, description="evaluations at the end, `evaluate_every` steps apart, averaged as accuracy_after"
@@ -214,11 +217,16 @@ class Config(Section):
     stream: StreamConfig = StreamConfig()
 
     @model_validator(mode="after")
-    def _staleness_admits_sync(self) -> Self:
+    def _sync_fits(self) -> Self:
         if self.selfplay.max_staleness < self.sync.every - 1:
             raise ValueError(
                 f"selfplay.max_staleness={self.selfplay.max_staleness} is too small for "
                 f"sync.every={self.sync.every}: it must be at least {self.sync.every - 1}"
+            )
+        if self.run.evaluate_every % self.sync.every:
+            raise ValueError(
+                f"run.evaluate_every={self.run.evaluate_every} must be a multiple of sync.every={self.sync.every}: "
+                "an evaluation runs on weights that have just been synced"
             )
         return self
 
@@ -325,4 +333,3 @@ def _reason(error: Mapping[str, Any]) -> str:
         return "unknown key"
     message = str(error["msg"]).removeprefix("Value error, ")
     return message if isinstance(error["input"], dict) else f"{message} (found {error['input']!r})"
-

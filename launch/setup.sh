@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# Makes .venv beside this folder with everything pinned: `launch/setup.sh cpu` or `launch/setup.sh gpu`.
+# Needs Python 3.11 or 3.12, a C++ compiler and a package index. Quick when nothing has changed.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+target=${1:-cpu}
+lock=launch/locks/$target.txt
+[ -f "$lock" ] || { echo "setup: unknown target '$target' (cpu or gpu)" >&2; exit 2; }
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:-} python3.11 python3.12 python3 python; do
+    if "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "setup: needs Python 3.11 or 3.12 with venv; set PYTHON=/path/to/it" >&2
+  exit 1
+}
+
+wanted=$({ echo "$target"; cat pyproject.toml "$lock"; } | sha256sum | cut -d' ' -f1)
+stamp=.venv/primezero-setup
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+  exit 0
+fi
+command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "setup: needs a C++ compiler (c++)" >&2; exit 1; }
+
+echo "setup: installing into .venv (about 4 GB on disk; some minutes the first time)"
+if [ ! -x .venv/bin/python ]; then
+  python=$(find_python)
+  "$python" -m venv .venv
+fi
+.venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv==0.13.9'
+
+# uv does not read pip's settings: hand on where this machine finds packages.
+pip_setting() { .venv/bin/python -m pip config get "global.$1" 2>/dev/null || true; }
+export UV_FIND_LINKS=${UV_FIND_LINKS:-${PIP_FIND_LINKS:-$(pip_setting find-links)}}
+index=${PIP_INDEX_URL:-$(pip_setting index-url)}
+if [ -n "$index" ]; then export UV_DEFAULT_INDEX=${UV_DEFAULT_INDEX:-$index}; fi
+export VIRTUAL_ENV=$PWD/.venv UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300}
+
+# The lock is complete. Resolving anew would bring torchvision, torchaudio and torchcodec, with which a CPU
+# torch breaks `import transformers`.
+install() { .venv/bin/uv pip install --quiet --no-deps --requirement "$lock" "$@"; }
+if [ "$target" = cpu ]; then
+  # The CPU build of torch comes from a folder this machine knows, else from PyTorch's own CPU index.
+  log=$(mktemp)
+  install 2>"$log" || install --torch-backend cpu || { cat "$log" >&2; exit 1; }
+  rm -f "$log"
+else
+  install
+fi
+.venv/bin/uv pip install --quiet --no-deps --editable .
+echo "$wanted" >"$stamp"

@@ -1,0 +1,120 @@
+"""The run's records: metrics.jsonl, evaluations.jsonl, summary.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from shared.config import Config
+from shared.episodes import Evaluation
+from shared.metrics import MetricsLog, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run came to. Accuracies are greedy, unweighted means of the tasks, in [0, 1].
+
+    accuracy_after: mean of the last `run.final_evaluations` evaluations
+    accuracy_best: best mean of as many consecutive evaluations
+    per_task: task → {"before", "after"}, averaged alike
+    wall_s: from the first batch's opening to the end
+    """
+
+    accuracy_before: float
+    accuracy_after: float
+    accuracy_best: float
+    per_task: dict[str, dict[str, float]]
+    steps: int
+    wall_s: float
+    episodes: int
+    tokens_generated: int
+    weight_syncs: int
+    seed: int
+
+
+class Progress:
+    """Keeps the clock, the counts and the files of one run."""
+
+    def __init__(self, config: Config, run_folder: Path) -> None:
+        self._config = config
+        self._run_folder = run_folder
+        self._metrics = MetricsLog(run_folder / "metrics.jsonl")
+        self._evaluation_log = MetricsLog(run_folder / "evaluations.jsonl")
+        self._evaluations: list[Evaluation] = []
+        self._started = self._lap = time.monotonic()
+        self._laps: dict[str, float] = {}
+        self._episodes = 0
+        self._tokens = 0
+        self._syncs = 0
+
+    def start_clock(self) -> None:
+        """Training begins now."""
+        self._started = self._lap = time.monotonic()
+
+    def out_of_time(self) -> bool:
+        """Whether `run.time_limit_s` has passed."""
+        limit = self._config.run.time_limit_s
+        return limit is not None and time.monotonic() - self._started >= limit
+
+    def lap(self, phase: str) -> None:
+        """The time since the last lap belongs to this phase of the step."""
+        now = time.monotonic()
+        self._laps[phase] = self._laps.get(phase, 0.0) + now - self._lap
+        self._lap = now
+
+    def synced(self) -> None:
+        """One more weight sync."""
+        self._syncs += 1
+
+    def evaluated(self, evaluation: Evaluation) -> None:
+        """Record an evaluation."""
+        self._evaluations.append(evaluation)
+        record = msgspec.to_builtins(evaluation) | {"accuracy": evaluation.accuracy, "wall_s": self._wall()}
+        self._evaluation_log.write(record)
+
+    def step(self, version: int, metrics: Mapping[str, Any]) -> None:
+        """Record a trained batch, which made `version`."""
+        self._episodes += metrics["episodes"]
+        self._tokens += metrics["response_tokens"]
+        phases, self._laps = self._laps, {}
+        self._metrics.write({"step": version, "wall_s": self._wall(), **metrics, "phases": phases})
+
+    def summarise(self, steps: int) -> Summary:
+        """Write summary.json and return it."""
+        window = min(self._config.run.final_evaluations, len(self._evaluations))
+        windows = [self._evaluations[i : i + window] for i in range(len(self._evaluations) - window + 1)]
+        before, after = self._evaluations[0], windows[-1]
+        summary = Summary(
+            accuracy_before=before.accuracy,
+            accuracy_after=_mean([e.accuracy for e in after]),
+            accuracy_best=max(_mean([e.accuracy for e in w]) for w in windows),
+            per_task={
+                task: {"before": result.accuracy, "after": _mean([e.tasks[task].accuracy for e in after])}
+                for task, result in before.tasks.items()
+            },
+            steps=steps,
+            wall_s=self._wall(),
+            episodes=self._episodes,
+            tokens_generated=self._tokens,
+            weight_syncs=self._syncs,
+            seed=self._config.run.seed,
+        )
+        write_json(self._run_folder / "summary.json", asdict(summary))
+        return summary
+
+    def close(self) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._evaluation_log.close()
+
+    def _wall(self) -> float:
+        return time.monotonic() - self._started
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

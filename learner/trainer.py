@@ -1,0 +1,163 @@
+"""The learner's loop: collect, normalise, step, send, evaluate, log."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import torch
+
+from learner.batch import broadcast
+from learner.batch_metrics import batch_metrics
+from learner.collector import Collector
+from learner.normalise import normalise
+from learner.parity import check_parity
+from learner.policy import Policy
+from learner.problem_buffer import ProblemBuffer
+from learner.progress import Progress, Summary
+from learner.spec import LearnerSpec
+from learner.weight_client import StreamWeightSyncClient
+from learner.weight_sender import WeightSender
+from learner.worker_pool import Identity, WorkerPool
+from shared import messages as msg
+from shared.config import Config
+from shared.errors import PrimezeroError
+from shared.model_folder import model_fingerprint, tokenizer_fingerprint
+
+
+def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int) -> Summary | None:
+    """One learner rank, from start to end; rank 0 leads and returns the summary."""
+    torch.set_num_threads(config.learner.threads)
+    policy = Policy(
+        config.model.path,
+        dtype=config.model.dtype,
+        config=config.learner,
+        temperature=config.sampling.temperature,
+        rank=rank,
+        world_size=world_size,
+        local_rank=local_rank,
+    )
+    if rank > 0:
+        _follow(policy, rank)
+        return None
+    trainer = Trainer(config, spec, policy)
+    try:
+        return trainer.run()
+    finally:
+        trainer.close()
+
+
+def _follow(policy: Policy, rank: int) -> None:
+    while (rows := broadcast(None, rank)) is not None:
+        policy.train(rows)
+
+
+class Trainer:
+    """Rank 0: owns the worker pool, the collector, the versions and the run's records."""
+
+    def __init__(self, config: Config, spec: LearnerSpec, policy: Policy) -> None:
+        self._config = config
+        self._spec = spec
+        self._policy = policy
+        self._progress = Progress(config, spec.run_folder)
+        collector = Collector(
+            ProblemBuffer(spec.seeds, capacity=config.selfplay.buffer_capacity, seed=config.run.seed),
+            tasks=list(spec.seeds),
+            selfplay=config.selfplay,
+            rewards=config.rewards,
+            seed=config.run.seed,
+        )
+        identity = Identity(
+            model=model_fingerprint(config.model.path),
+            tokenizer=tokenizer_fingerprint(config.model.path),
+            environment=spec.environment,
+        )
+        self._pool = WorkerPool(spec.endpoint, config, identity, collector)
+        self._client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
+        self._sender: WeightSender | None = None
+        self._evaluating: int | None = None
+
+    def run(self) -> Summary:
+        """Train `run.steps` batches, or until the time limit or the stop file; export; summarise."""
+        config, last = self._config, self._config.run.steps - 1
+        self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
+        self._sender = WeightSender(
+            self._client,
+            self._policy.module,
+            dtype=getattr(torch, config.model.dtype),
+            transport=config.sync.transport,
+        )
+        version = 0
+        self._sync(version)
+        self._start_evaluation(version)
+        self._finish_evaluation()
+        self._progress.start_clock()
+        self._pool.open_through(version, last)
+        final = config.run.steps == 0
+        while not final:
+            record = self._train_batch(version)
+            version += 1
+            final = version == config.run.steps or self._must_stop()
+            if final or version % config.sync.every == 0:
+                self._finish_evaluation()
+                self._progress.lap("evaluation_wait_s")
+                record |= self._sync(version)
+                self._progress.lap("sync_s")
+                if not final:
+                    self._pool.open_through(version, last)
+                if final or version % config.run.evaluate_every == 0:
+                    self._start_evaluation(version)
+            self._progress.step(version, record)
+        self._finish_evaluation()
+        broadcast(None, 0)
+        self._policy.save_pretrained(self._spec.run_folder / "model")
+        return self._progress.summarise(version)
+
+    def close(self) -> None:
+        """Send the workers home; on every way out."""
+        self._pool.close()
+        if self._sender is not None:
+            self._sender.close()
+        self._progress.close()
+
+    def _train_batch(self, number: int) -> dict[str, object]:
+        batch = self._pool.wait_for_batch(number)
+        self._progress.lap("wait_s")
+        rows = normalise(batch, self._config)
+        broadcast(rows, 0)
+        trained = self._policy.train(rows)
+        return {"learner": asdict(trained), **asdict(batch_metrics(batch))}
+
+    def _sync(self, version: int) -> dict[str, object]:
+        assert self._sender is not None
+        stats = self._sender.send(version)
+        ours = self._policy.score(self._spec.probe)
+        differences = [
+            check_parity(
+                ours,
+                finished.probe_logprobs,
+                worker=worker,
+                version=version,
+                tolerance=self._config.probe_tolerance,
+            )
+            for worker, finished in self._client.finished.items()
+        ]
+        self._pool.tell(msg.ProbePassed(version))
+        pause = max(finished.pause_s for finished in self._client.finished.values())
+        self._progress.synced()
+        return {"sync": {**asdict(stats), "pause_s": pause, "probe_difference": max(differences)}}
+
+    def _start_evaluation(self, version: int) -> None:
+        self._evaluating = self._pool.start_call(msg.Evaluate(version), [self._pool.first_worker()])
+
+    def _finish_evaluation(self) -> None:
+        """An evaluation belongs to one version: the next weight update waits for it here."""
+        if self._evaluating is None:
+            return
+        (result,) = self._pool.finish_call(self._evaluating, self._config.rollout.request_timeout_s).values()
+        self._evaluating = None
+        if not isinstance(result, msg.Evaluated):
+            raise PrimezeroError(f"an evaluation returned {type(result).__name__}")
+        self._progress.evaluated(result.evaluation)
+
+    def _must_stop(self) -> bool:
+        return self._spec.stop_file.exists() or self._progress.out_of_time()

@@ -1,0 +1,108 @@
+"""The shared-memory segment that a version's weights lie in."""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import secrets
+import weakref
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shared.errors import WeightSyncError
+
+_FOLDER = Path("/dev/shm")
+_ALIGNMENT = 64
+
+
+class WeightSegment:
+    """A private file in shared memory, written again for each version.
+
+    It is locked while its owner lives, so that the next run can tell and remove what a killed one left.
+    """
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+        """Reserve room for the parameters `shapes`, all of `dtype`; WeightSyncError if there is none."""
+        self._dtype = dtype
+        self._shapes = shapes
+        self._offsets: dict[str, int] = {}
+        end = 0
+        for name, shape in shapes.items():
+            self._offsets[name] = end
+            end += -(-_size(shape, dtype) // _ALIGNMENT) * _ALIGNMENT
+        self.nbytes = max(end, _ALIGNMENT)
+        _remove_abandoned()
+        fd, self.path = _create()
+        self._close = weakref.finalize(self, _remove, fd, self.path)
+        try:
+            os.posix_fallocate(fd, 0, self.nbytes)
+        except OSError as error:
+            self.close()
+            raise WeightSyncError(
+                f"no room for {self.nbytes / 2**20:.0f} MiB of weights in {_FOLDER}: {error.strerror}"
+            ) from error
+        self._memory = mmap.mmap(fd, self.nbytes)
+
+    def write(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> list[list[Any]]:
+        """Cast and copy all parameters in; returns the manifest's rows: name, dtype, shape, offset, CRC-32.
+
+        Raises WeightSyncError for a value that is not finite in the wire dtype.
+        """
+        rows: list[list[Any]] = []
+        for name, tensor in parameters:
+            shape, offset = self._shapes[name], self._offsets[name]
+            count = _size(shape, self._dtype) // self._dtype.itemsize
+            wire = torch.frombuffer(self._memory, dtype=self._dtype, count=count, offset=offset)
+            wire.view(shape).copy_(tensor.detach())
+            if not torch.isfinite(wire).all():
+                raise WeightSyncError(f"{name} holds NaN or infinity in {self._dtype}: these weights are not sent")
+            crc32 = zlib.crc32(memoryview(wire.view(torch.uint8).numpy()))
+            rows.append([name, str(self._dtype).removeprefix("torch."), list(shape), offset, crc32])
+        if len(rows) != len(self._shapes):
+            raise WeightSyncError(f"the module has {len(rows)} parameters, it had {len(self._shapes)}")
+        return rows
+
+    def close(self) -> None:
+        """Remove the segment; readers that have it open keep its bytes."""
+        self._close()
+
+
+def _size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    elements = 1
+    for size in shape:
+        elements *= size
+    return elements * dtype.itemsize
+
+
+def _create() -> tuple[int, Path]:
+    while True:
+        path = _FOLDER / f"primezero-{os.getpid()}-{secrets.token_hex(16)}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.fstat(fd).st_nlink:
+            return fd, path
+        os.close(fd)  # another learner, starting just now, took it for abandoned before the lock
+
+
+def _remove(fd: int, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.close(fd)
+
+
+def _remove_abandoned() -> None:
+    """Remove segments whose owner was killed: ours, and locked by nobody."""
+    for path in _FOLDER.glob("primezero-*-*"):
+        with suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if os.fstat(fd).st_uid == os.geteuid():
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink(missing_ok=True)
+            finally:
+                os.close(fd)

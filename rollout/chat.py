@@ -1,0 +1,83 @@
+"""The model's tokenizer and chat template: from our prompt text to token ids, and from ids to text."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from shared.errors import ModelFolderError
+
+_TOKENIZER_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+class ChatTokenizer:
+    """Encodes single-message chats and decodes responses.
+
+    eos_token_id: the token that ends a turn
+    fingerprint: SHA-256 of the tokenizer's files, hexadecimal; both sides of the stream compare it
+    """
+
+    def __init__(self, tokenizer: Any, fingerprint: str) -> None:
+        self._tokenizer = tokenizer
+        self._control_texts = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+        self.eos_token_id: int = tokenizer.eos_token_id
+        self.fingerprint = fingerprint
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ChatTokenizer:
+        """Load from a Hugging Face model folder, local files only; ModelFolderError if that cannot be."""
+        if not folder.is_dir():
+            raise ModelFolderError(f"the model folder {folder} does not exist")
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the library documents no closed list of what a broken folder raises
+            raise ModelFolderError(f"cannot load a tokenizer from {folder}: {error}") from error
+        if not tokenizer.chat_template:
+            raise ModelFolderError(f"the tokenizer in {folder} has no chat template: use an Instruct model")
+        if tokenizer.eos_token_id is None:
+            raise ModelFolderError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
+        return cls(tokenizer, _fingerprint(folder))
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """One user message through the chat template, ready for the assistant's turn.
+
+        Raises ValueError if `text` spells a control token: it would be read as one.
+        """
+        for control in self._control_texts:
+            if control in text:
+                raise ValueError(f"a prompt must not contain the control token {control!r}")
+        messages = [{"role": "user", "content": text}]
+        rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False)
+        return ids
+
+    def response_ids(self, text: str) -> list[int]:
+        """A whole assistant's turn, its end-of-turn token included."""
+        return [*self._tokenizer.encode(text, add_special_tokens=False), self.eos_token_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of response tokens, without control tokens."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file():
+            content = (folder / name).read_bytes()
+            digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()

@@ -1,0 +1,47 @@
+"""Rewards of both roles (Absolute Zero, arXiv 2505.03335, section 3.1, equations 4 to 6)."""
+
+from __future__ import annotations
+
+from shared.config import RewardConfig
+from shared.episodes import Verdict
+
+
+def solver_reward(verdict: Verdict, rewards: RewardConfig) -> float:
+    """What an attempt earns; ValueError for a verdict that attempts do not get."""
+    match verdict:
+        case Verdict.CORRECT:
+            return rewards.correct
+        case Verdict.WRONG:
+            return rewards.wrong
+        case Verdict.UNPARSABLE:
+            return rewards.unparsable
+    raise ValueError(f"not a verdict on an attempt: {verdict}")
+
+
+def proposer_reward(verdict: Verdict, solve_rate: float | None, rewards: RewardConfig) -> float:
+    """What a proposal earns; ValueError for a verdict that proposals do not get.
+
+    solve_rate: mean of 1[correct] over the attempts at this very problem; needed when VALID, else unused
+    """
+    match verdict:
+        case Verdict.VALID:
+            return _learnability(solve_rate, rewards)
+        case Verdict.INVALID | Verdict.COPY | Verdict.REPEAT:
+            return rewards.invalid
+        case Verdict.UNPARSABLE:
+            return rewards.unparsable
+    raise ValueError(f"not a verdict on a proposal: {verdict}")
+
+
+def expected_learnability(failure_rate: float, attempts: int) -> float:
+    """E[learnability] = q − qⁿ for independent attempts that each fail with probability q.
+
+    Holds for `extreme_solve_rate` 0. Of the mean failure share q, only the case that all n fail earns nothing.
+    """
+    return failure_rate - failure_rate**attempts
+
+
+def _learnability(solve_rate: float | None, rewards: RewardConfig) -> float:
+    if solve_rate is None or not 0 <= solve_rate <= 1:
+        raise ValueError(f"a valid proposal needs a solve rate in [0, 1], not {solve_rate}")
+    return rewards.extreme_solve_rate if solve_rate in (0, 1) else 1 - solve_rate

@@ -1,0 +1,42 @@
+"""Run records: metrics.jsonl, one object a line; JSON files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class MetricsLog:
+    """Appends to a .jsonl file. Not-finite numbers become null, so that every line is valid JSON."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one object."""
+        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write beside and rename: a reader sees the old file or the new one."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+    os.replace(beside, path)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

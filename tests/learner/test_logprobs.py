@@ -1,0 +1,82 @@
+import pytest
+import torch
+
+from learner.logprobs import token_logprobs
+
+
+def plain(hidden, head, targets, temperature):
+    log_p = torch.log_softmax((hidden @ head.T).float() / temperature, dim=-1)
+    return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+
+def inputs(dtype=torch.float32, tokens=23):
+    g = torch.Generator().manual_seed(0)
+    hidden = torch.randn(tokens, 16, generator=g).to(dtype).requires_grad_()
+    head = torch.randn(37, 16, generator=g).to(dtype).requires_grad_()
+    return hidden, head, torch.randint(0, 37, (tokens,), generator=g), torch.randn(2, tokens, generator=g)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 23, 1000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_values_and_gradients_equal_the_plain_computation(chunk_tokens, temperature):
+    hidden, head, targets, weights = inputs()
+    expected = plain(hidden, head, targets, temperature)
+    expected_grads = torch.autograd.grad((torch.stack(expected) * weights).sum(), (hidden, head))
+    found = token_logprobs(hidden, head, targets, temperature=temperature, chunk_tokens=chunk_tokens)
+    found_grads = torch.autograd.grad((torch.stack(found) * weights).sum(), (hidden, head))
+    for ours, theirs in zip((*found, *found_grads), (*expected, *expected_grads), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("output", [0, 1], ids=["logprobs", "entropy"])
+def test_each_output_alone_has_the_right_gradient(output):
+    hidden, head, targets, weights = inputs()
+    expected = torch.autograd.grad((plain(hidden, head, targets, 1.0)[output] * weights[0]).sum(), (hidden, head))
+    found = token_logprobs(hidden, head, targets, temperature=1.0, chunk_tokens=4)[output]
+    for ours, theirs in zip(torch.autograd.grad((found * weights[0]).sum(), (hidden, head)), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_bfloat16_gives_float32_results_and_bfloat16_gradients():
+    hidden, head, targets, weights = inputs(torch.bfloat16)
+    expected = plain(hidden, head, targets, 0.7)
+    found = token_logprobs(hidden, head, targets, temperature=0.7, chunk_tokens=6)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.dtype == torch.float32
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+    (found[0] * weights[0]).sum().backward()
+    assert hidden.grad.dtype == head.grad.dtype == torch.bfloat16
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, tuple | list) else [out]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return out
+
+
+def test_no_tensor_is_larger_than_a_chunk_of_logits():
+    g = torch.Generator().manual_seed(0)
+    tokens, vocabulary, chunk = 400, 512, 16
+    hidden = torch.randn(tokens, 8, generator=g).requires_grad_()
+    head = torch.randn(vocabulary, 8, generator=g).requires_grad_()
+    with LargestTensor() as watch:
+        logprobs, entropy = token_logprobs(
+            hidden, head, torch.zeros(tokens, dtype=torch.int64), temperature=1.0, chunk_tokens=chunk
+        )
+        (logprobs.sum() + entropy.sum()).backward()
+    assert 0 < watch.elements <= chunk * vocabulary
+
+
+def test_no_tokens_give_zero_gradients():
+    hidden = torch.zeros(0, 8, requires_grad=True)
+    head = torch.randn(5, 8, requires_grad=True)
+    logprobs, entropy = token_logprobs(hidden, head, torch.zeros(0, dtype=torch.int64), temperature=1.0, chunk_tokens=4)
+    (logprobs.sum() + entropy.sum()).backward()
+    assert not head.grad.any()

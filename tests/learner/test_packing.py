@@ -1,0 +1,150 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from learner.batch import TrainingBatch
+from learner.packing import deal_out, merge_rows, pack, plan_step
+from shared.episodes import Episode, Role, Task, Verdict, VersionSpan
+
+
+def batch_of(pairs) -> TrainingBatch:
+    """Rows of (prompt ids, response ids); advantage r + 1, row weight 1, and log-probabilities that name the token."""
+    responses = [response for _, response in pairs]
+    return TrainingBatch(
+        prompt_lengths=torch.tensor([len(prompt) for prompt, _ in pairs]),
+        response_lengths=torch.tensor([len(response) for response in responses]),
+        token_ids=torch.tensor([token for pair in pairs for part in pair for token in part]),
+        behaviour_logprobs=-torch.arange(float(sum(map(len, responses)))),
+        advantages=torch.arange(1.0, len(pairs) + 1),
+        row_weights=torch.ones(len(pairs)),
+    )
+
+
+rows = st.lists(
+    st.tuples(st.lists(st.integers(0, 2), min_size=1, max_size=4), st.lists(st.integers(0, 2), min_size=1, max_size=5)),
+    min_size=1,
+    max_size=25,
+)
+
+
+@given(pairs=rows, world_size=st.integers(1, 3), max_tokens=st.integers(1, 40))
+@settings(deadline=None)
+def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_tokens):
+    plan = plan_step(batch_of(pairs), world_size=world_size, max_tokens=max_tokens, averaging="token")
+    assert len({len(own) for own in plan.ranks}) == 1
+
+    response_tokens = [token for _, response in pairs for token in response]
+    seen = []
+    for micro_batch in (m for own in plan.ranks for m in own):
+        [ids], [positions] = micro_batch.token_ids, micro_batch.position_ids
+        lengths = [n for count, n in zip(micro_batch.layout.counts, micro_batch.layout.lengths) for _ in range(count)]
+        assert positions.tolist() == [i for n in lengths for i in range(n)]
+        assert len(ids) <= max_tokens or len(lengths) == 1
+        assert ids[micro_batch.predicting + 1].tolist() == micro_batch.targets.tolist()
+        for source, logprob in zip(micro_batch.source, micro_batch.behaviour_logprobs, strict=True):
+            index = int(-logprob)
+            assert micro_batch.targets[source] == response_tokens[index]
+            seen.append(index)
+    assert sorted(seen) == list(range(len(response_tokens)))
+    weights = torch.cat([m.token_weights for own in plan.ranks for m in own])
+    assert weights.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_equal_rows_share_one_sequence_and_keep_their_terms():
+    plan = plan_step(
+        batch_of([([1, 2], [3, 4]), ([1], [2, 3, 4]), ([1, 2], [3, 4])]), world_size=1, max_tokens=99, averaging="token"
+    )
+    [[micro_batch]] = plan.ranks
+    assert plan.sequences == 2
+    assert plan.forward_tokens == 8
+    assert micro_batch.token_ids.tolist() == [[1, 2, 3, 4, 1, 2, 3, 4]]
+    assert micro_batch.predicting.tolist() == [1, 2, 4, 5, 6]
+    assert micro_batch.targets.tolist() == [3, 4, 2, 3, 4]
+    assert micro_batch.source.tolist() == [0, 1, 0, 1, 2, 3, 4]
+    assert micro_batch.advantages.tolist() == [1, 1, 3, 3, 2, 2, 2]
+
+
+def test_a_prompt_and_response_cut_elsewhere_is_another_sequence():
+    assert len(merge_rows(batch_of([([1, 2], [3]), ([1], [2, 3])]))) == 2
+
+
+def test_ranks_get_equal_work():
+    g = np.random.default_rng(0)
+    pairs = [(g.integers(0, 9, 10), g.integers(0, 9, g.integers(1, 90))) for _ in range(200)]
+    parts = deal_out(merge_rows(batch_of(pairs)), 4)
+    loads = [sum(s.tokens for s in part) for part in parts]
+    assert max(loads) - min(loads) <= 15
+
+
+def test_a_rank_without_work_runs_one_without_weight():
+    plan = plan_step(batch_of([([1], [2]), ([3], [4, 5])]), world_size=3, max_tokens=99, averaging="token")
+    idle = plan.ranks[2][0]
+    assert [len(own) for own in plan.ranks] == [1, 1, 1]
+    assert len(idle.token_weights) == len(idle.source) == 0
+    assert idle.token_ids.shape == (1, 2)
+
+
+def test_packs_hold_at_most_max_tokens_and_never_cut():
+    sequences = merge_rows(batch_of([([0] * 10, [1] * n) for n in (30, 10, 9, 1)]))
+    assert [[s.tokens for s in p] for p in pack(sequences, 31)] == [[40], [20], [19, 11]]
+
+
+def test_mini_batches_spread_every_prompt_and_lose_no_row():
+    pairs = [([7, problem], [attempt]) for problem in range(6) for attempt in range(9)]
+    parts = batch_of(pairs).mini_batches(3)
+    assert [len(part) for part in parts] == [18, 18, 18]
+    assert sorted(a for part in parts for a in part.advantages.tolist()) == list(range(1, 55))
+    for part in parts:
+        problems = [int(prompt[1]) for prompt, _ in part.rows()]
+        assert [problems.count(p) for p in range(6)] == [3] * 6
+        for (prompt, response), logprob in zip(part.rows(), part.behaviour_logprobs, strict=True):
+            assert pairs[int(-logprob)] == (prompt.tolist(), response.tolist())
+
+
+def test_mini_batches_are_as_equal_as_possible_and_never_empty():
+    batch = batch_of([([i], [1]) for i in range(5)])
+    assert sorted(len(part) for part in batch.mini_batches(3)) == [1, 2, 2]
+    assert [len(part) for part in batch.mini_batches(9)] == [1] * 5
+    assert batch.mini_batches(1) == [batch]
+
+
+def episode(prompt, response, logprobs):
+    return Episode(
+        role=Role.SOLVER,
+        task=Task.DEDUCTION,
+        prompt_ids=np.array(prompt, np.int32),
+        response_ids=np.array(response, np.int32),
+        behaviour_logprobs=np.array(logprobs, np.float32),
+        spans=(VersionSpan(0, 0, len(response)),),
+        truncated=False,
+        verdict=Verdict.CORRECT,
+        reward=1.0,
+    )
+
+
+def test_a_batch_holds_the_stored_completions():
+    episodes = [episode([1, 2], [3], [-0.5]), episode([4], [5, 6], [-1.0, -2.0])]
+    batch = TrainingBatch.from_episodes(episodes, np.array([1.0, -1.0]), np.array([1.0, 0.125]))
+    assert batch.token_ids.tolist() == [1, 2, 3, 4, 5, 6]
+    assert batch.prompt_lengths.tolist() == [2, 1]
+    assert batch.response_lengths.tolist() == [1, 2]
+    assert batch.behaviour_logprobs.tolist() == [-0.5, -1.0, -2.0]
+    assert batch.advantages.tolist() == [1.0, -1.0]
+    assert batch.row_weights.tolist() == [1.0, 0.125]
+    dtypes = [getattr(batch, f.name).dtype for f in dataclasses.fields(batch)]
+    assert dtypes == [torch.int64] * 3 + [torch.float32] * 3
+
+
+@pytest.mark.parametrize("episodes", [[], [episode([1], [], [])], [episode([], [1], [0.0])]])
+def test_a_batch_without_tokens_is_refused(episodes):
+    with pytest.raises(ValueError, match="episode"):
+        TrainingBatch.from_episodes(episodes, np.ones(len(episodes)), np.ones(len(episodes)))
+
+
+def test_a_batch_needs_an_advantage_for_each_episode():
+    with pytest.raises(ValueError, match="2 advantages"):
+        TrainingBatch.from_episodes([episode([1], [1], [0.0])], np.ones(2), np.ones(1))

@@ -1,0 +1,389 @@
+import math
+import multiprocessing
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from random_batches import free_port, random_batch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from learner.batch import TrainingBatch, broadcast
+from learner.policy import Policy, TrainMetrics
+from shared.config import LearnerConfig, TrustRegionConfig
+from shared.errors import ConfigError, ModelFolderError
+
+pytestmark = pytest.mark.usefixtures("single_process")
+
+# With the first of Adam's betas at 0, its first moment is the (clipped) gradient itself.
+CONFIG = LearnerConfig(lr=1e-3, betas=(0.0, 0.95), gradient_clip=1e9, entropy_coefficient=0.05, logit_chunk_tokens=8)
+TEMPERATURE = 0.8
+
+
+def make_policy(folder: Path, config: LearnerConfig = CONFIG, dtype: str = "float32", **ranks: int) -> Policy:
+    return Policy(folder, dtype=dtype, config=config, temperature=TEMPERATURE, **ranks)
+
+
+def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in policy.module.named_parameters()}
+
+
+def gradients_of(policy: Policy) -> dict[str, torch.Tensor]:
+    """The clipped gradients of the last optimizer step; every rank must ask."""
+    from deepspeed.utils import safe_get_full_optimizer_state  # after learner.policy has chosen the accelerator
+
+    def moment(parameter: torch.nn.Parameter) -> torch.Tensor:
+        if policy._config.zero_stage == 0:
+            return policy._engine.optimizer.state[parameter]["exp_avg"].clone()
+        return safe_get_full_optimizer_state(parameter, "exp_avg").view(parameter.shape).clone()
+
+    return {name: moment(p) for name, p in policy.module.named_parameters()}
+
+
+class PlainPyTorch:
+    """The same update, row by row, with torch's own autograd and AdamW."""
+
+    def __init__(self, folder: Path, config: LearnerConfig = CONFIG) -> None:
+        self.config = config
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
+        )
+        self.gradients: dict[str, torch.Tensor] = {}
+
+    def logprobs(self, prompt: torch.Tensor, response: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model(torch.cat([prompt, response])[None]).logits[0, len(prompt) - 1 : -1] / TEMPERATURE
+        log_p = torch.log_softmax(logits, -1)
+        return log_p.gather(1, response[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
+
+    def train(self, batch: TrainingBatch) -> float:
+        """Returns the largest gradient norm before clipping."""
+        parts = batch.mini_batches(self.config.optimizer_steps_per_batch)
+        with torch.no_grad():
+            old = [[self.logprobs(*row)[0] for row in part.rows()] for part in parts]
+        return max(self.step(part, old_logprobs) for part, old_logprobs in zip(parts, old, strict=True))
+
+    def step(self, batch: TrainingBatch, old: list[torch.Tensor]) -> float:
+        region, c = self.config.trust_region, self.config.entropy_coefficient
+        total, denominator = torch.zeros(()), 0.0
+        behaviour = batch.behaviour_logprobs.split(batch.response_lengths.tolist())
+        for r, (prompt, response) in enumerate(batch.rows()):
+            new, entropy = self.logprobs(prompt, response)
+            advantage, weight = batch.advantages[r], batch.row_weights[r].item()
+            ratio = (new - old[r]).exp()
+            surrogate = torch.min(ratio * advantage, ratio.clamp(1 - region.clip_low, 1 + region.clip_high) * advantage)
+            w = (old[r] - behaviour[r]).exp().clamp(max=region.importance_cap)
+            tokens = w * surrogate + c * entropy
+            if self.config.averaging == "token":
+                total, denominator = total + weight * tokens.sum(), denominator + weight * len(response)
+            else:
+                total, denominator = total + weight * tokens.mean(), denominator + weight
+        self.optimizer.zero_grad()
+        (-total / denominator).backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.gradient_clip)
+        self.gradients = {name: p.grad.clone() for name, p in self.model.named_parameters()}
+        self.optimizer.step()
+        return float(norm)
+
+
+def assert_same_update(
+    gradients: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], plain: PlainPyTorch, steps: int = 1
+) -> None:
+    largest = max(g.abs().max() for g in plain.gradients.values())
+    for name, parameter in plain.model.named_parameters():
+        expected = plain.gradients[name]
+        assert (gradients[name] - expected).abs().max() <= 1e-6 * steps**3 * largest, name
+        # Adam's first steps have the size of lr whatever the gradient: rounding decides the sign of those near 0.
+        clear = expected.abs() > 1e-3 * largest
+        assert (weights[name] - parameter)[clear].abs().max() <= 2e-6 * steps**3, name
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("max_tokens", [1000, 40, 15], ids=["one micro-batch", "three", "many"])
+def test_update_equals_plain_pytorch(model_folder, zero_stage, max_tokens):
+    batch = random_batch(rows=14, copies=2)
+    config = CONFIG.model_copy(update={"zero_stage": zero_stage, "max_tokens": max_tokens})
+    policy, plain = make_policy(model_folder, config), PlainPyTorch(model_folder)
+    metrics, norm = policy.train(batch), plain.train(batch)
+    assert metrics.gradient_norm == pytest.approx(norm, rel=1e-6)
+    assert_same_update(gradients_of(policy), weights_of(policy), plain)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"averaging": "sequence"},
+        {"gradient_clip": 0.01},
+        {"zero_stage": 0, "gradient_clip": 0.01},
+        {"trust_region": TrustRegionConfig(importance_cap=1.1)},
+    ],
+    ids=str,
+)
+def test_every_setting_of_the_loss_equals_plain_pytorch(model_folder, changes):
+    config = CONFIG.model_copy(update={"max_tokens": 40, **changes})
+    policy, plain = make_policy(model_folder, config), PlainPyTorch(model_folder, config)
+    batch = random_batch(rows=14, copies=2)
+    metrics, norm = policy.train(batch), plain.train(batch)
+    assert metrics.gradient_norm == pytest.approx(norm, rel=1e-6)
+    assert_same_update(gradients_of(policy), weights_of(policy), plain)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_several_optimizer_steps_keep_the_old_log_probabilities_of_the_batch_s_start(model_folder, zero_stage):
+    config = CONFIG.model_copy(
+        update={
+            "optimizer_steps_per_batch": 3,
+            "max_tokens": 40,
+            "betas": (0.0, 0.0),
+            "lr": 0.02,
+            "zero_stage": zero_stage,
+            "gradient_clip": 0.5,
+        }
+    )
+    policy, plain = make_policy(model_folder, config), PlainPyTorch(model_folder, config)
+    batch = random_batch(rows=15)
+    metrics, norm = policy.train(batch), plain.train(batch)
+    assert metrics.optimizer_steps == 3
+    assert abs(metrics.ratio_mean - 1) > 1e-3
+    assert metrics.clip_fraction > 0
+    assert metrics.gradient_norm == pytest.approx(norm, rel=1e-3)
+    for name, gradient in gradients_of(policy).items():
+        torch.testing.assert_close(gradient, plain.gradients[name], rtol=1e-3, atol=1e-3)
+
+
+def test_merged_rows_give_the_gradient_of_separate_rows(model_folder):
+    batch = random_batch(rows=24, copies=6)
+    policy, plain = make_policy(model_folder), PlainPyTorch(model_folder)
+    metrics = policy.train(batch)
+    plain.train(batch)
+    assert metrics.unique_rows == pytest.approx(4 / 24)
+    assert metrics.forward_tokens == (batch.prompt_lengths + batch.response_lengths).sum() / 6
+    assert_same_update(gradients_of(policy), weights_of(policy), plain)
+
+
+@pytest.mark.parametrize("averaging", ["token", "sequence"])
+@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 2)])
+def test_a_positive_advantage_raises_the_probability_of_the_stored_completion(
+    model_folder, dtype, zero_stage, averaging
+):
+    batch = random_batch(rows=2, lengths=(6,))
+    batch = replace(batch, advantages=torch.tensor([1.0, -1.0]), row_weights=torch.ones(2))
+    config = CONFIG.model_copy(update={"zero_stage": zero_stage, "entropy_coefficient": 0.0, "averaging": averaging})
+    policy = make_policy(model_folder, config, dtype)
+
+    def response_logprobs() -> list[float]:
+        return [float(policy.score(torch.cat(row).tolist())[len(row[0]) - 1 :].sum()) for row in batch.rows()]
+
+    good_before, bad_before = response_logprobs()
+    for _ in range(5):
+        policy.train(batch)
+    good_after, bad_after = response_logprobs()
+    assert good_after > good_before + 0.05
+    assert bad_after < bad_before - 0.05
+
+
+@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 0), ("float32", 1), ("bfloat16", 1), ("bfloat16", 2)])
+def test_lr_zero_leaves_the_weights_bit_identical(model_folder, dtype, zero_stage):
+    policy = make_policy(model_folder, CONFIG.model_copy(update={"lr": 0.0, "zero_stage": zero_stage}), dtype)
+    before = weights_of(policy)
+    for seed in range(3):
+        assert policy.train(random_batch(seed=seed)).gradient_norm > 0
+    for name, weight in weights_of(policy).items():
+        assert torch.equal(weight, before[name]), name
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_bfloat16_adds_up_gradients_and_steps_in_float32(model_folder, zero_stage):
+    """Many micro-batches lose no more than one, and steps too small for bfloat16 still add up."""
+    config = CONFIG.model_copy(update={"zero_stage": zero_stage, "lr": 1e-5})
+    batch = random_batch(rows=60)
+    whole = make_policy(model_folder, config.model_copy(update={"max_tokens": 10_000}), "bfloat16")
+    split = make_policy(model_folder, config.model_copy(update={"max_tokens": 12}), "bfloat16")
+    plain = PlainPyTorch(model_folder)
+    plain.train(batch)
+    errors = []
+    for policy in (whole, split):
+        policy.train(batch)
+        found, expected = gradients_of(policy), plain.gradients
+        assert {g.dtype for g in found.values()} == {torch.float32}
+        errors.append(math.sqrt(sum(float((found[n] - expected[n]).square().sum()) for n in expected)))
+    norm = math.sqrt(sum(float(g.square().sum()) for g in plain.gradients.values()))
+    assert errors[1] <= 1.5 * errors[0] <= 0.1 * norm
+
+    before = weights_of(whole)
+    for _ in range(60):
+        whole.train(batch)
+    changed = [float((weight != before[name]).float().mean()) for name, weight in weights_of(whole).items()]
+    assert min(changed) > 0.01
+
+
+def test_warm_up_is_linear_and_then_constant(model_folder):
+    policy = make_policy(model_folder, CONFIG.model_copy(update={"warmup_steps": 3}))
+    rates = [policy.train(random_batch(rows=2)).lr for _ in range(5)]
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
+
+
+def test_metrics_describe_the_batch(model_folder):
+    batch = random_batch(rows=10, copies=2)
+    plain = PlainPyTorch(model_folder)
+    with torch.no_grad():
+        found = [plain.logprobs(*row) for row in batch.rows()]
+    logprobs, entropy = (torch.cat(column) for column in zip(*found, strict=True))
+    mismatch = logprobs - batch.behaviour_logprobs
+    weight = mismatch.exp().clamp(max=2.0)
+    metrics = make_policy(model_folder, CONFIG.model_copy(update={"max_tokens": 20})).train(batch)
+    expected = TrainMetrics(
+        loss=metrics.loss,
+        gradient_norm=plain.train(batch),
+        entropy=entropy.mean(),
+        ratio_mean=1.0,
+        clip_fraction=0.0,
+        importance_weight_mean=weight.mean(),
+        importance_truncated_share=(mismatch.exp() > 2).float().mean(),
+        effective_sample_size=weight.sum() ** 2 / (len(weight) * (weight**2).sum()),
+        mismatch_mean=mismatch.abs().mean(),
+        mismatch_max=mismatch.abs().max(),
+        mismatch_kl=-mismatch.mean(),
+        tokens=len(logprobs),
+        forward_tokens=int((batch.prompt_lengths + batch.response_lengths).sum()) // 2,
+        unique_rows=0.5,
+        lr=1e-3,
+        largest_advantage=batch.advantages.abs().max(),
+        optimizer_steps=1,
+    )
+    for name, value in asdict(expected).items():
+        assert getattr(metrics, name) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+    assert 0 < metrics.importance_truncated_share < 1
+
+
+def test_score_is_the_raw_distribution_of_the_text(model_folder):
+    ids = [3, 1, 4, 1, 5, 9, 2, 6]
+    policy = make_policy(model_folder)
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(model_folder)(torch.tensor([ids])).logits[0]
+    expected = torch.log_softmax(logits[:-1], -1).gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    found = policy.score(ids)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_saved_folder_holds_the_trained_weights_in_the_model_dtype(model_folder, tmp_path, dtype):
+    policy = make_policy(model_folder, dtype=dtype)
+    policy.train(random_batch())
+    policy.save_pretrained(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert {w.dtype for w in saved.values()} == {getattr(torch, dtype)}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto")
+    for (name, weight), parameter in zip(weights_of(policy).items(), loaded.parameters(), strict=True):
+        assert torch.equal(weight, parameter), name
+    assert make_policy(tmp_path, dtype=dtype).score([1, 2, 3]).tolist() == policy.score([1, 2, 3]).tolist()
+
+
+def test_parameters_carry_the_names_of_the_model_folder(model_folder):
+    names = [name for name, _ in make_policy(model_folder).module.named_parameters()]
+    assert sorted(names) == sorted(load_file(model_folder / "model.safetensors"))
+
+
+def damage_nothing(folder: Path) -> None:
+    shutil.rmtree(folder)
+
+
+def damage_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def damage_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+
+
+def damage_by_pickle(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+
+
+def damage_by_omission(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_nothing, "no config.json"),
+        (damage_config, "cannot load"),
+        (damage_weights, "cannot load"),
+        (damage_by_pickle, "no \\*.safetensors"),
+        (damage_by_omission, "model.norm.weight"),
+    ],
+)
+def test_a_broken_model_folder_is_named(model_folder, tmp_path, damage, message):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    damage(folder)
+    with pytest.raises(ModelFolderError, match=message):
+        make_policy(folder)
+
+
+def test_bfloat16_without_zero_is_refused(model_folder):
+    with pytest.raises(ConfigError, match="zero_stage"):
+        make_policy(model_folder, CONFIG.model_copy(update={"zero_stage": 0}), "bfloat16")
+
+
+def train_as_rank(rank: int, port: int, model_folder: Path, config: LearnerConfig, out: Path) -> None:
+    """One of two ranks: only rank 0 has the batch; each writes what it ends with."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    torch.set_num_threads(1)
+    policy = make_policy(model_folder, config, rank=rank, world_size=2, local_rank=rank)
+    batch = broadcast(random_batch(rows=14, copies=2) if rank == 0 else None, rank)
+    assert batch is not None
+    metrics = policy.train(batch)
+    numbers = torch.tensor(list(asdict(metrics).values()), dtype=torch.float64)
+    gradients = {f"gradient.{name}": g for name, g in gradients_of(policy).items()}
+    weights = {f"weight.{name}": w for name, w in weights_of(policy).items()}
+    assert broadcast(None, rank) is None
+    save_file({"metrics": numbers} | gradients | weights, out / f"{rank}.safetensors")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("zero_stage", "max_tokens"), [(0, 30), (1, 1000), (1, 30), (2, 30)], ids=lambda value: str(value)
+)
+def test_two_ranks_equal_plain_pytorch(model_folder, tmp_path, zero_stage, max_tokens):
+    config = CONFIG.model_copy(update={"zero_stage": zero_stage, "max_tokens": max_tokens})
+    spawn, port = multiprocessing.get_context("spawn"), free_port()
+    ranks = [spawn.Process(target=train_as_rank, args=(r, port, model_folder, config, tmp_path)) for r in range(2)]
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(timeout=200)
+        assert [process.exitcode for process in ranks] == [0, 0]
+    finally:
+        for process in ranks:
+            process.kill()
+
+    results = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
+    for name in results[0]:
+        assert torch.equal(results[0][name], results[1][name]), name
+    plain = PlainPyTorch(model_folder)
+    norm = plain.train(random_batch(rows=14, copies=2))
+    metrics = TrainMetrics(*results[0]["metrics"].tolist())
+    assert metrics.gradient_norm == pytest.approx(norm, rel=1e-6)
+    part = {
+        kind: {n.removeprefix(kind): t for n, t in results[0].items() if n.startswith(kind)}
+        for kind in ("gradient.", "weight.")
+    }
+    assert_same_update(part["gradient."], part["weight."], plain)
+
+    alone = make_policy(model_folder, CONFIG).train(random_batch(rows=14, copies=2))
+    for name, value in asdict(alone).items():
+        assert getattr(metrics, name) == pytest.approx(value, rel=1e-5, abs=1e-7), name

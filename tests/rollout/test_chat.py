@@ -1,0 +1,75 @@
+import shutil
+
+import pytest
+
+from launch.tiny_model import TinyModelSettings, make_tiny_model
+from rollout.chat import ChatTokenizer
+from shared.config import EnvironmentConfig
+from shared.errors import ModelFolderError
+
+SETTINGS = TinyModelSettings(hidden=8, heads=1, intermediate=8, layers=1, steps=0, max_response_tokens=1)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chat") / "tiny"
+    make_tiny_model(folder, EnvironmentConfig(), settings=SETTINGS, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def chat(folder):
+    return ChatTokenizer.from_folder(folder)
+
+
+def test_a_prompt_is_one_user_turn_and_the_start_of_the_assistants(folder, chat):
+    from transformers import AutoTokenizer
+
+    text = AutoTokenizer.from_pretrained(folder).decode(chat.prompt_ids("Find y"), skip_special_tokens=False)
+    assert text == "<|im_start|>user\nFind y<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize("text", ["", " a  b ", "12, 13", "line\nline ,  end .", "ünïcödé ☃ ١٢", "don 't"])
+def test_a_response_survives_encoding_and_decoding(chat, text):
+    ids = chat.response_ids(text)
+    assert ids[-1] == chat.eos_token_id
+    assert chat.decode(ids) == text
+    assert chat.decode(tuple(ids)) == text
+
+
+def test_a_response_that_spells_the_end_of_turn_has_no_second_one_after_decoding(chat):
+    assert chat.decode([*chat.response_ids("a"), *chat.response_ids("b")]) == "ab"
+
+
+@pytest.mark.parametrize("control", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])
+def test_a_prompt_that_spells_a_control_token_is_refused(chat, control):
+    with pytest.raises(ValueError, match="control token"):
+        chat.prompt_ids(f"Find y {control} with")
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(ModelFolderError, match="nowhere does not exist"):
+        ChatTokenizer.from_folder(tmp_path / "nowhere")
+
+
+def test_an_empty_folder_is_a_model_folder_error(tmp_path):
+    with pytest.raises(ModelFolderError, match="cannot load a tokenizer"):
+        ChatTokenizer.from_folder(tmp_path)
+
+
+def test_a_tokenizer_without_a_chat_template_is_a_model_folder_error(folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    (base / "chat_template.jinja").unlink()
+    with pytest.raises(ModelFolderError, match="no chat template"):
+        ChatTokenizer.from_folder(base)
+
+
+def test_the_fingerprint_follows_the_tokenizers_files_only(folder, chat, tmp_path):
+    same, other = tmp_path / "same", tmp_path / "other"
+    shutil.copytree(folder, same)
+    shutil.copytree(folder, other)
+    (same / "model.safetensors").write_bytes(b"")
+    (other / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text() + " ")
+    assert ChatTokenizer.from_folder(same).fingerprint == chat.fingerprint
+    assert ChatTokenizer.from_folder(other).fingerprint != chat.fingerprint

@@ -1,0 +1,296 @@
+"""Weight sync end to end: sender, shared memory, receiver, engine; and a fault that has to be seen."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny_engine import (
+    DirectClient,
+    LoopThread,
+    change_weights,
+    reference_logprobs,
+    save,
+    start_engine,
+    text,
+    tiny_model,
+)
+
+import rollout.engine
+from learner.weight_sender import WeightSender
+from rollout.engine import Sample
+from shared.errors import EngineError, WeightSyncError
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
+PROBE = text(0, 120)
+
+pytestmark = pytest.mark.integration
+
+
+class Setup:
+    """An engine, the learner's model, and the sender between them."""
+
+    def __init__(self, loop: LoopThread, dtype: str, folder: Path, *, tied: bool) -> None:
+        self.loop, self.dtype, self.folder = loop, dtype, folder
+        self.model = tiny_model(0, getattr(torch, dtype), tied=tied)
+        self.engine = loop.run(start_engine(save(self.model, folder / "start"), dtype))
+        self.client = DirectClient(loop, self.engine)
+        self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype))
+        self.version = 0
+
+    def sync(self, seed: int) -> None:
+        """New random weights, sent as the next version."""
+        change_weights(self.model, seed)
+        self.version += 1
+        self.sender.send(self.version)
+
+    def engine_error(self) -> float:
+        """Largest difference between the engine's and transformers' log-probabilities of the probe."""
+        scores = self.loop.run(self.engine.score(PROBE, f"probe-{secrets.token_hex(4)}"))
+        return float(np.abs(scores - reference_logprobs(self.model, PROBE)).max())
+
+    def close(self) -> None:
+        self.sender.close()
+        self.loop.run(self.engine.shutdown())
+
+
+@pytest.fixture(scope="module", params=[("float32", True), ("bfloat16", True), ("float32", False)], ids=str)
+def setup(
+    request: pytest.FixtureRequest, loop: LoopThread, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Setup]:
+    dtype, tied = request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rollout.engine, "WORKER_EXTENSION", "missed_head.ForgetfulWorkerExtension")
+        setup = Setup(loop, dtype, tmp_path_factory.mktemp("sync"), tied=tied)
+    yield setup
+    setup.close()
+
+
+@pytest.fixture
+def float32(setup: Setup) -> Setup:
+    if setup.dtype != "float32" or not setup.model.config.tie_word_embeddings:
+        pytest.skip("once is enough")
+    return setup
+
+
+def test_synced_engine_is_a_freshly_loaded_one(setup: Setup) -> None:
+    """After 1 and after 20 syncs, against transformers and, when tied, a fresh engine."""
+    loop, tolerance = setup.loop, TOLERANCE[setup.dtype]
+    assert setup.engine_error() < tolerance
+    before = loop.run(setup.engine.score(PROBE, "before"))
+    setup.sync(seed=1)
+    assert setup.engine_error() < tolerance
+    after = loop.run(setup.engine.score(PROBE, "after"))
+    assert np.abs(after - before).max() > 1, "the weights hardly changed: nothing is shown"
+    for seed in range(2, 21):
+        setup.sync(seed)
+    assert setup.engine.version == setup.version == 20
+    assert setup.engine_error() < tolerance
+    if setup.model.config.tie_word_embeddings:
+        fresh = loop.run(start_engine(save(setup.model, setup.folder / "fresh"), setup.dtype))
+        try:
+            scores = [loop.run(engine.score(PROBE, "fresh")) for engine in (setup.engine, fresh)]
+        finally:
+            loop.run(fresh.shutdown())
+        assert np.abs(scores[0] - scores[1]).max() < tolerance
+
+
+def test_receiver_that_misses_the_tied_head_is_seen(setup: Setup) -> None:
+    if not setup.model.config.tie_word_embeddings:
+        pytest.skip("no tied head to miss")
+    setup.loop.run(setup.engine._llm.collective_rpc("plant_missed_head"))
+    setup.sync(seed=100)
+    seen = setup.engine_error()
+    setup.loop.run(setup.engine._llm.collective_rpc("remove_fault"))
+    setup.sync(seed=101)
+    assert seen > 10 * TOLERANCE[setup.dtype]
+    assert setup.engine_error() < TOLERANCE[setup.dtype]
+
+
+def test_requests_running_across_syncs_keep_exact_logprobs(float32: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup, first, count = float32, float32.version, 400
+    monkeypatch.setattr(setup.engine, "_stop_token_ids", [])
+    prompts = [text(1000 + i // 2, 70) for i in range(10)]  # in pairs: a second one may find the first's cache
+
+    async def generate() -> list[list[Sample]]:
+        calls = (
+            setup.engine.generate(p, n=2, temperature=1.0, max_tokens=count, seed=10 * i, request_id=f"running-{i}")
+            for i, p in enumerate(prompts)
+        )
+        return await asyncio.gather(*calls)
+
+    models = {first: copy.deepcopy(setup.model)}
+    running = asyncio.run_coroutine_threadsafe(generate(), setup.loop._loop)
+    for seed in (200, 201, 202):
+        setup.loop.run(asyncio.sleep(0.4))
+        setup.sync(seed)
+        models[setup.version] = copy.deepcopy(setup.model)
+    pairs = [
+        (prompt, sample) for prompt, samples in zip(prompts, running.result(200), strict=True) for sample in samples
+    ]
+
+    assert all(len(sample.token_ids) == count and sample.truncated for _, sample in pairs)
+    assert len({span.version for _, sample in pairs for span in sample.spans}) >= 3, "no sync hit a running request"
+    for prompt, sample in pairs:
+        assert [span.start for span in sample.spans] == [0, *(span.end for span in sample.spans[:-1])]
+        assert sample.spans[-1].end == count
+        assert [span.version for span in sample.spans] == sorted({span.version for span in sample.spans})
+        for span in sample.spans:
+            tokens = prompt + sample.token_ids[: span.end].tolist()
+            reference = reference_logprobs(models[span.version], tokens)[len(prompt) - 1 + span.start :]
+            assert np.abs(sample.logprobs[span.start : span.end] - reference).max() < 1e-4
+
+
+def test_cached_prefixes_do_not_survive_a_sync(float32: Setup) -> None:
+    prompt = text(3000, 130)
+    for seed in (300, 301):
+        float32.sync(seed)
+        for repeat in range(2):
+            call = float32.engine.generate(
+                prompt, n=1, temperature=1.0, max_tokens=8, seed=seed, request_id=f"cache-{seed}-{repeat}"
+            )
+            [sample] = float32.loop.run(call)
+            reference = reference_logprobs(float32.model, prompt + sample.token_ids.tolist())[len(prompt) - 1 :]
+            assert np.abs(sample.logprobs - reference).max() < 1e-4
+
+
+def _without_a_parameter(info: dict[str, Any]) -> None:
+    del info["parameters"][3]
+
+
+def _wrong_shape(info: dict[str, Any]) -> None:
+    row = info["parameters"][0]
+    row[2] = row[2][::-1]
+
+
+def _foreign_name(info: dict[str, Any]) -> None:
+    info["parameters"][0][0] = "model.foreign.weight"
+
+
+def _bad_checksum(info: dict[str, Any]) -> None:
+    info["parameters"][-1][4] ^= 1
+
+
+def _out_of_bounds(info: dict[str, Any]) -> None:
+    info["parameters"][0][3] = info["nbytes"]
+
+
+def _other_dtype(info: dict[str, Any]) -> None:
+    info["parameters"][0][1] = "bfloat16"
+
+
+def _truncated_segment(info: dict[str, Any]) -> None:
+    whole = Path(info["path"]).read_bytes()
+    info["path"] = f"/dev/shm/primezero-{os.getpid()}-{secrets.token_hex(16)}"
+    fd = os.open(info["path"], os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    os.write(fd, whole[: len(whole) // 2])
+    os.close(fd)
+
+
+def _path_elsewhere(info: dict[str, Any]) -> None:
+    info["path"] = "/etc/passwd"
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without_a_parameter, "lacks 1 parameters"),
+        (_wrong_shape, "has shape"),
+        (_foreign_name, "model.foreign.weight|lacks"),
+        (_bad_checksum, "do not match their checksum"),
+        (_out_of_bounds, "past the end"),
+        (_other_dtype, "computes in"),
+        (_truncated_segment, "bytes long"),
+        (_path_elsewhere, "malformed"),
+    ],
+)
+def test_bad_update_is_refused_and_the_old_weights_go_on(
+    float32: Setup, damage: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    setup, loop, engine = float32, float32.loop, float32.engine
+    setup.sync(seed=400)
+    before = loop.run(engine.score(PROBE, "before"))
+    info = copy.deepcopy(setup.client.update_info)
+    info["version"] = setup.version + 1
+    original = info["path"]
+    damage(info)
+    try:
+        loop.run(engine.start_weight_update())
+        with pytest.raises(WeightSyncError, match=message):
+            loop.run(engine.update_weights(info))
+    finally:
+        if info["path"] not in (original, "/etc/passwd"):
+            os.unlink(info["path"])
+    with pytest.raises(WeightSyncError, match="None is staged"):
+        loop.run(engine.finish_weight_update(setup.version + 1))
+    assert engine.version == setup.version
+    np.testing.assert_array_equal(loop.run(engine.score(PROBE, "after")), before)
+    setup.sync(seed=401)
+    assert setup.engine_error() < 1e-4
+
+
+def test_update_abandoned_half_way_does_not_wedge(float32: Setup) -> None:
+    setup, loop, engine = float32, float32.loop, float32.engine
+    setup.sync(seed=500)
+    loop.run(engine.start_weight_update())
+    loop.run(engine.update_weights(setup.client.update_info | {"version": 10_000}))
+    with pytest.raises(WeightSyncError, match="10000 is staged"):
+        loop.run(engine.finish_weight_update(3))
+    loop.run(engine.start_weight_update())
+    with pytest.raises(WeightSyncError, match="None is staged"):
+        loop.run(engine.finish_weight_update(10_000))
+    setup.sync(seed=501)
+    assert setup.engine_error() < 1e-4
+
+
+def test_learner_of_another_format_is_refused(float32: Setup) -> None:
+    with pytest.raises(WeightSyncError, match="format 999"):
+        float32.loop.run(float32.engine.init_weight_transfer({"format": 999}))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_nan_never_leaves(float32: Setup, value: float) -> None:
+    float32.sync(seed=600)
+    calls = len(float32.client.calls)
+    weight = float32.model.model.layers[1].mlp.down_proj.weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[3, 5] = value
+    with pytest.raises(WeightSyncError, match=r"layers\.1\.mlp\.down_proj\.weight"):
+        float32.sender.send(float32.version + 1)
+    with torch.no_grad():
+        weight.copy_(kept)
+    assert len(float32.client.calls) == calls
+    assert float32.engine_error() < 1e-4
+
+
+def test_failed_swap_leaves_the_engine_paused_for_good(float32: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Last but for the segment's removal: the engine cannot be used afterwards."""
+    setup = float32
+
+    async def not_reset() -> bool:
+        return False
+
+    monkeypatch.setattr(setup.engine._llm, "reset_prefix_cache", not_reset)
+    with pytest.raises(WeightSyncError, match="prefix cache"):
+        setup.sync(seed=700)
+    assert setup.loop.run(setup.engine._llm.is_paused())
+    with pytest.raises(EngineError, match="unusable"):
+        setup.loop.run(setup.engine.score(PROBE, "paused"))
+
+
+def test_segment_is_private_and_removed(setup: Setup) -> None:
+    [path] = list(Path("/dev/shm").glob(f"primezero-{os.getpid()}-*"))
+    assert path.stat().st_mode & 0o777 == 0o600
+    setup.sender.close()
+    assert not path.exists()
+    with pytest.raises(WeightSyncError, match="closed"):
+        setup.sender.send(setup.version + 1)

@@ -1,0 +1,78 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.config import Config, dump_toml, known_keys, load_config
+from shared.errors import ConfigError
+
+CONFIGS = sorted(Path(__file__).parents[2].glob("launch/configs/*.toml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
+def test_shipped_configurations_load(path):
+    assert load_config(path).run.name == path.stem
+
+
+def test_resolved_tree_reads_back_equal(tmp_path):
+    config = load_config(CONFIGS[0], ["--learner.trust_region.importance_cap", "none", "--learner.betas", "[0.8, 0.9]"])
+    (tmp_path / "config.toml").write_text(dump_toml(config))
+    assert load_config(tmp_path / "config.toml") == config
+
+
+def test_command_line_beats_file_beats_default(tmp_path):
+    (tmp_path / "c.toml").write_text("[learner]\nlr = 1e-4\nranks = 2\n")
+    config = load_config(tmp_path / "c.toml", ["--learner.lr", "2e-6", "--run.overwrite=true"])
+    assert (config.learner.lr, config.learner.ranks, config.run.overwrite) == (2e-6, 2, True)
+    assert config.learner.threads == Config().learner.threads
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["--learner.lrr", "1"], "learner.lrr: unknown key"),
+        (["--leaner.lr", "1"], "leaner: unknown key"),
+        (["--learner.lr", "fast"], "learner.lr"),
+        (["--learner.lr", "nan"], "learner.lr"),
+        (["--learner.lr", "-1"], "learner.lr"),
+        (["--learner", "3"], "learner"),
+        (["--learner.lr"], "learner.lr"),
+        (["--learner.betas", "[1"], "learner.betas"),
+        (["--learner.lr.x", "1"], "learner.lr"),
+        (["--learner.zero_stage", "3"], "learner.zero_stage"),
+        (["--run.name", "../elsewhere"], "run.name"),
+        (["--sync.every", "5", "--run.evaluate_every", "5"], "selfplay.max_staleness"),
+        (["--sync.every", "2", "--run.evaluate_every", "5"], "run.evaluate_every"),
+        (["--environment.min_prime", "24", "--environment.max_prime", "28"], "no prime"),
+        (["--selfplay.proposals_per_task", "0"], "selfplay"),
+        (["--run.final_evaluations", "9", "--run.steps", "10"], "final_evaluations"),
+        (["learner.lr", "1"], "learner.lr"),
+    ],
+)
+def test_unusable_values_are_refused_by_name(overrides, named):
+    with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
+        load_config(None, overrides)
+
+
+def test_unreadable_file_is_a_clear_error(tmp_path):
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config(tmp_path / "missing.toml")
+    (tmp_path / "broken.toml").write_text("[learner\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_config(tmp_path / "broken.toml")
+
+
+def test_every_default_is_reachable_by_its_key():
+    for key in known_keys():
+        assert key.split(".")[0] in Config.model_fields
+
+
+def test_shared_imports_without_torch_or_engines():
+    code = (
+        "import sys, shared.config, shared.messages, shared.transport, shared.metrics, shared.model_folder\n"
+        "heavy = {'torch', 'vllm', 'deepspeed', 'ray', 'transformers'} & set(sys.modules)\n"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,99 @@
+import asyncio
+import queue
+
+import pytest
+import zmq
+
+from shared import messages as msg
+from shared.errors import MessageError, StreamTimeoutError
+from shared.transport import StreamClient, StreamServer
+
+MIB = 2**20
+
+
+@pytest.fixture
+def endpoint(tmp_path):
+    return f"ipc://{tmp_path}/s"
+
+
+@pytest.fixture
+def server(endpoint):
+    """A server that queues what it is given and refuses Ack."""
+    inbox: queue.Queue = queue.Queue()
+
+    def handle(peer, message, buffers):
+        if isinstance(message, msg.Ack):
+            raise MessageError("no acks here")
+        inbox.put((peer, message))
+
+    failures: list[Exception] = []
+    server = StreamServer(endpoint, handle, max_message_bytes=MIB, on_failure=failures.append)
+    server.inbox, server.failures = inbox, failures
+    yield server
+    server.close()
+
+
+@pytest.fixture
+async def client(endpoint):
+    client = StreamClient(endpoint, max_message_bytes=MIB)
+    yield client
+    client.close()
+
+
+async def exchange(server, client):
+    """One honest message each way."""
+    await client.send(msg.encode(msg.Failed("over here")))
+    peer, message = await asyncio.to_thread(server.inbox.get, timeout=5)
+    assert message == msg.Failed("over here")
+    server.send(peer, msg.Welcome(3))
+    assert await client.receive(5) == msg.Welcome(3)
+
+
+async def test_messages_go_both_ways(server, client):
+    await exchange(server, client)
+
+
+async def test_nothing_to_receive_is_a_named_error(server, client):
+    with pytest.raises(StreamTimeoutError, match="nothing from the learner within 0"):
+        await client.receive(0.05)
+
+
+async def test_refused_messages_are_counted_answered_and_survived(server, client):
+    await client.send([b"\xc1 not msgpack"])
+    assert isinstance(await client.receive(5), msg.Refused)
+    await client.send(msg.encode(msg.Ack(1)))
+    assert await client.receive(5) == msg.Refused("no acks here")
+    assert server.rejected["no acks here"] == 1
+    assert sum(server.rejected.values()) == 2
+    await exchange(server, client)
+
+
+async def test_oversized_messages_do_not_reach_the_handler(server, client, endpoint):
+    context = zmq.Context()
+    foreign = context.socket(zmq.DEALER)
+    foreign.setsockopt(zmq.LINGER, 0)
+    foreign.connect(endpoint)
+    foreign.send(b"x" * (2 * MIB))
+    await exchange(server, client)
+    foreign.close()
+    context.term()
+    assert server.inbox.empty()
+
+
+async def test_a_peer_that_has_gone_does_not_stop_the_server(server, client):
+    server.send(b"nobody", msg.Bye())
+    await exchange(server, client)
+    assert server.failures == []
+
+
+async def test_a_bug_in_the_handler_is_reported(endpoint, client):
+    failures: queue.Queue = queue.Queue()
+
+    def handle(peer, message, buffers):
+        raise RuntimeError("a bug")
+
+    server = StreamServer(endpoint, handle, max_message_bytes=MIB, on_failure=failures.put)
+    await client.send(msg.encode(msg.Bye()))
+    error = await asyncio.to_thread(failures.get, timeout=5)
+    assert str(error) == "a bug"
+    server.close()
