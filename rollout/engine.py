@@ -28,6 +28,7 @@ _ALIVE_TIMEOUT_S = 60.0
 _SHUTDOWN_TIMEOUT_S = 20.0
 _POLL_S = 0.01
 _SEED_BITS = 62
+_STEP_TOKENS = 8192
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,15 +169,7 @@ class Engine:
         """
         if not 2 <= len(token_ids) < self._max_model_len:
             raise EngineError(f"cannot score {len(token_ids)} tokens: 2 to {self._max_model_len - 1} fit the engine")
-        params = _sampling_params(
-            temperature=0,
-            max_tokens=1,
-            prompt_logprobs=0,
-            flat_logprobs=True,
-            detokenize=False,
-            skip_reading_prefix_cache=True,
-            output_kind=RequestOutputKind.FINAL_ONLY,
-        )
+        params = _sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=True)
         output = await self._request(token_ids, params, request_id)
         return _chosen_logprobs(output.prompt_logprobs, first=1)
 
@@ -358,6 +351,10 @@ def _start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_
         logprobs_mode="processed_logprobs",
         max_model_len=max_model_len,
         max_num_seqs=rollout.max_sequences,
+        # On the CPU vLLM cannot take back the random draw of a seeded request whose prompt is only half
+        # computed ("CPU Generator does not use offset"), so prompts are computed whole.
+        enable_chunked_prefill=transport != "shm",
+        max_num_batched_tokens=max(_STEP_TOKENS, max_model_len),
         block_size=rollout.block_size,
         enable_prefix_caching=True,
         enforce_eager=True,

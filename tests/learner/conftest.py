@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 from random_batches import VOCABULARY, free_port
-from transformers import Qwen2Config, Qwen2ForCausalLM
 
 torch.set_num_threads(1)
 
@@ -14,6 +13,8 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen2 with grouped-query attention and tied embeddings, float32."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM  # slow to import: only for the tests that need it
+
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=VOCABULARY,
@@ -24,7 +25,7 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=64,
         tie_word_embeddings=True,
         max_position_embeddings=128,
-        initializer_range=0.3,
+        initializer_range=0.1,
     )
     folder = tmp_path_factory.mktemp("model")
     Qwen2ForCausalLM(config).save_pretrained(folder)

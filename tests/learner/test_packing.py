@@ -41,7 +41,11 @@ def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_to
     seen = []
     for micro_batch in (m for own in plan.ranks for m in own):
         [ids], [positions] = micro_batch.token_ids, micro_batch.position_ids
-        lengths = [n for count, n in zip(micro_batch.layout.counts, micro_batch.layout.lengths) for _ in range(count)]
+        lengths = [
+            n
+            for count, n in zip(micro_batch.layout.counts, micro_batch.layout.lengths, strict=True)
+            for _ in range(count)
+        ]
         assert positions.tolist() == [i for n in lengths for i in range(n)]
         assert len(ids) <= max_tokens or len(lengths) == 1
         assert ids[micro_batch.predicting + 1].tolist() == micro_batch.targets.tolist()

@@ -27,6 +27,7 @@ from tiny_engine import (
 import rollout.engine
 from learner.weight_sender import WeightSender
 from rollout.engine import Sample
+from shared.episodes import Float32Array
 from shared.errors import EngineError, WeightSyncError
 
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2}
@@ -40,7 +41,7 @@ class Setup:
 
     def __init__(self, loop: LoopThread, dtype: str, folder: Path, *, tied: bool) -> None:
         self.loop, self.dtype, self.folder = loop, dtype, folder
-        self.model = tiny_model(0, getattr(torch, dtype), tied=tied)
+        self.model = tiny_model(30, getattr(torch, dtype), tied=tied)
         self.engine = loop.run(start_engine(save(self.model, folder / "start"), dtype))
         self.client = DirectClient(loop, self.engine)
         self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype))
@@ -50,7 +51,7 @@ class Setup:
         """New random weights, sent as the next version."""
         change_weights(self.model, seed)
         self.version += 1
-        self.sender.send(self.version)
+        self.stats = self.sender.send(self.version)
 
     def engine_error(self) -> float:
         """Largest difference between the engine's and transformers' log-probabilities of the probe."""
@@ -58,6 +59,7 @@ class Setup:
         return float(np.abs(scores - reference_logprobs(self.model, PROBE)).max())
 
     def close(self) -> None:
+        print(self.dtype, self.stats, self.client.timings)
         self.sender.close()
         self.loop.run(self.engine.shutdown())
 
@@ -81,7 +83,7 @@ def float32(setup: Setup) -> Setup:
     return setup
 
 
-def test_synced_engine_is_a_freshly_loaded_one(setup: Setup) -> None:
+def test_synced_engine_is_a_freshly_loaded_one(setup: Setup, request: pytest.FixtureRequest) -> None:
     """After 1 and after 20 syncs, against transformers and, when tied, a fresh engine."""
     loop, tolerance = setup.loop, TOLERANCE[setup.dtype]
     assert setup.engine_error() < tolerance
@@ -90,17 +92,24 @@ def test_synced_engine_is_a_freshly_loaded_one(setup: Setup) -> None:
     assert setup.engine_error() < tolerance
     after = loop.run(setup.engine.score(PROBE, "after"))
     assert np.abs(after - before).max() > 1, "the weights hardly changed: nothing is shown"
-    for seed in range(2, 21):
+    for seed in [*range(2, 20), 0]:
         setup.sync(seed)
     assert setup.engine.version == setup.version == 20
     assert setup.engine_error() < tolerance
     if setup.model.config.tie_word_embeddings:
-        fresh = loop.run(start_engine(save(setup.model, setup.folder / "fresh"), setup.dtype))
-        try:
-            scores = [loop.run(engine.score(PROBE, "fresh")) for engine in (setup.engine, fresh)]
-        finally:
-            loop.run(fresh.shutdown())
-        assert np.abs(scores[0] - scores[1]).max() < tolerance
+        scores = loop.run(setup.engine.score(PROBE, "synced"))
+        assert np.abs(scores - fresh_scores(setup, request)).max() < tolerance
+
+
+def fresh_scores(setup: Setup, request: pytest.FixtureRequest) -> Float32Array:
+    """The probe's scores by an engine that loaded the weights of seed 0 from a folder."""
+    if setup.dtype == "float32":
+        return setup.loop.run(request.getfixturevalue("engine").score(PROBE, "fresh"))
+    fresh = setup.loop.run(start_engine(save(setup.model, setup.folder / "fresh"), setup.dtype))
+    try:
+        return setup.loop.run(fresh.score(PROBE, "fresh"))
+    finally:
+        setup.loop.run(fresh.shutdown())
 
 
 def test_receiver_that_misses_the_tied_head_is_seen(setup: Setup) -> None:
@@ -287,10 +296,20 @@ def test_failed_swap_leaves_the_engine_paused_for_good(float32: Setup, monkeypat
         setup.loop.run(setup.engine.score(PROBE, "paused"))
 
 
-def test_segment_is_private_and_removed(setup: Setup) -> None:
+def test_segment_and_processes_are_removed(setup: Setup) -> None:
+    """Last: it ends the engine and the sender."""
     [path] = list(Path("/dev/shm").glob(f"primezero-{os.getpid()}-*"))
     assert path.stat().st_mode & 0o777 == 0o600
     setup.sender.close()
     assert not path.exists()
     with pytest.raises(WeightSyncError, match="closed"):
         setup.sender.send(setup.version + 1)
+
+    core = setup.engine._processes[0]
+    tree = [core, *core.children(recursive=True)]
+    assert len(tree) >= 2
+    setup.loop.run(setup.engine.shutdown())
+    setup.loop.run(setup.engine.shutdown())
+    assert not any(process.is_running() for process in tree)
+    with pytest.raises(EngineError, match="unusable"):
+        setup.loop.run(setup.engine.check_alive())
