@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
 
+from launch.tiny_model import TinyModelSettings
 from shared.config import known_keys, load_config
 from shared.errors import PrimezeroError
 
@@ -44,10 +46,20 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _init_model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(options.config, overrides)
-    from launch.tiny_model import TinyModelSettings, make_tiny_model
+    from launch.tiny_model import make_tiny_model
 
-    report = make_tiny_model(options.folder, config.environment, settings=TinyModelSettings(), seed=config.run.seed)
-    print(report)
+    settings = TinyModelSettings(**{f.name: getattr(options, f.name) for f in fields(TinyModelSettings)})
+
+    def progress(step: int, loss: float) -> None:
+        if step % 50 == 0:
+            print(f"warm start {step:>4}/{settings.steps}  loss {loss:.3f}", flush=True)
+
+    report = make_tiny_model(
+        options.folder, config.environment, settings=settings, seed=config.run.seed, progress=progress
+    )
+    tasks = "  ".join(f"{task} {result.accuracy:.2f}" for task, result in report.evaluation.tasks.items())
+    print(f"{options.folder}: {report.parameters} parameters, vocabulary {report.vocabulary}, {report.seconds:.0f} s")
+    print(f"greedy accuracy {report.evaluation.accuracy:.3f}  ({tasks})")
 
 
 def _config(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -82,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     init_model.add_argument("folder", type=Path, help="where the model goes")
     init_model.add_argument("--config", type=Path, help="a TOML file; its environment and seed are used")
+    for field in fields(TinyModelSettings):
+        init_model.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=type(field.default),
+            default=field.default,
+            help="default %(default)s",
+        )
     init_model.set_defaults(command=_init_model)
 
     config = commands.add_parser("config", help="list every configuration key")

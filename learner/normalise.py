@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from learner.advantages import task_relative_advantages
 from learner.batch import TrainingBatch
 from learner.collector import Batch
 from shared.config import Config
-from shared.episodes import Episode, Role
+from shared.episodes import Episode, Role, Task
 
 
 def normalise(batch: Batch, config: Config) -> TrainingBatch:
@@ -27,9 +28,9 @@ def normalise(batch: Batch, config: Config) -> TrainingBatch:
     )
 
 
-def permute_within_cells(rewards: np.ndarray, cells: list[tuple[str, str]], *, seed: list[int]) -> np.ndarray:
+def permute_within_cells(rewards: np.ndarray, cells: Sequence[tuple[Task, Role]], *, seed: list[int]) -> np.ndarray:
     """The control: the same rewards in each cell, dealt to its episodes at random."""
-    rows: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+    rows: defaultdict[tuple[Task, Role], list[int]] = defaultdict(list)
     for row, cell in enumerate(cells):
         rows[cell].append(row)
     rng = np.random.default_rng(seed)

@@ -25,7 +25,7 @@ from learner.logprobs import token_logprobs
 from learner.objective import LossSums, policy_loss
 from learner.packing import MicroBatch, StepPlan, plan_step
 from shared.config import LearnerConfig
-from shared.errors import ConfigError, ModelFolderError
+from shared.errors import ModelFolderError
 
 if not torch.cuda.is_available():
     # Read by DeepSpeed while it is imported.
@@ -121,10 +121,6 @@ class Policy:
         world_size: int = 1,
         local_rank: int = 0,
     ) -> None:
-        if dtype == "bfloat16" and config.zero_stage == 0:
-            raise ConfigError(
-                "learner.zero_stage = 0 with model.dtype = bfloat16 would add up gradients in bfloat16: use 1 or 2"
-            )
         self._config, self._temperature = config, temperature
         self._rank, self._world_size = rank, world_size
         self._device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

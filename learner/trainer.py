@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 
 import torch
@@ -21,7 +22,7 @@ from learner.worker_pool import Identity, WorkerPool
 from shared import messages as msg
 from shared.config import Config
 from shared.errors import PrimezeroError
-from shared.model_folder import model_fingerprint, tokenizer_fingerprint
+from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
 
 def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int) -> Summary | None:
@@ -110,6 +111,7 @@ class Trainer:
         self._finish_evaluation()
         broadcast(None, 0)
         self._policy.save_pretrained(self._spec.run_folder / "model")
+        copy_tokenizer(config.model.path, self._spec.run_folder / "model")
         return self._progress.summarise(version)
 
     def close(self) -> None:
@@ -125,6 +127,11 @@ class Trainer:
         rows = normalise(batch, self._config)
         broadcast(rows, 0)
         trained = self._policy.train(rows)
+        if not math.isfinite(trained.gradient_norm):
+            raise PrimezeroError(
+                f"the gradient of batch {number} is not finite: the weights are spoilt. Lower learner.lr, or see "
+                "metrics.jsonl for what grew before"
+            )
         return {"learner": asdict(trained), **asdict(batch_metrics(batch))}
 
     def _sync(self, version: int) -> dict[str, object]:

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from shared.errors import ModelFolderError
 
-_TOKENIZER_FILES = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-)
-
 
 class ChatTokenizer:
     """Encodes single-message chats and decodes responses.
 
     eos_token_id: the token that ends a turn
-    fingerprint: SHA-256 of the tokenizer's files, hexadecimal; both sides of the stream compare it
     """
 
-    def __init__(self, tokenizer: Any, fingerprint: str) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._control_texts = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
         self.eos_token_id: int = tokenizer.eos_token_id
-        self.fingerprint = fingerprint
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTokenizer:
@@ -49,7 +35,7 @@ class ChatTokenizer:
             raise ModelFolderError(f"the tokenizer in {folder} has no chat template: use an Instruct model")
         if tokenizer.eos_token_id is None:
             raise ModelFolderError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
-        return cls(tokenizer, _fingerprint(folder))
+        return cls(tokenizer)
 
     def prompt_ids(self, text: str) -> list[int]:
         """One user message through the chat template, ready for the assistant's turn.
@@ -72,12 +58,3 @@ class ChatTokenizer:
         """The text of response tokens, without control tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return text
-
-
-def _fingerprint(folder: Path) -> str:
-    digest = hashlib.sha256()
-    for name in _TOKENIZER_FILES:
-        if (folder / name).is_file():
-            content = (folder / name).read_bytes()
-            digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()

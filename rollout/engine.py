@@ -245,6 +245,9 @@ class Engine:
     async def shutdown(self) -> None:
         """End the engine and its processes. Requests still running fail. May be called twice."""
         self._unusable = self._unusable or "it was shut down"
+        if self._llm is not None and self._llm.get_num_unfinished_requests() == 0:
+            # Nobody waits for output any more; left running, it would log the end of the engine as a failure.
+            self._llm.output_handler.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._end)
 
     def _end(self) -> None:
@@ -408,7 +411,7 @@ def _sampling_params(**arguments: Any) -> Any:
         return SamplingParams(
             **arguments, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
-    except ValueError as error:
+    except Exception as error:
         raise EngineError(f"the engine refuses these sampling parameters: {error}") from error
 
 

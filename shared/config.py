@@ -217,11 +217,15 @@ class Config(Section):
     stream: StreamConfig = StreamConfig()
 
     @model_validator(mode="after")
-    def _sync_fits(self) -> Self:
+    def _sections_fit_together(self) -> Self:
         if self.selfplay.max_staleness < self.sync.every - 1:
             raise ValueError(
                 f"selfplay.max_staleness={self.selfplay.max_staleness} is too small for "
                 f"sync.every={self.sync.every}: it must be at least {self.sync.every - 1}"
+            )
+        if self.model.dtype == "bfloat16" and self.learner.zero_stage == 0:
+            raise ValueError(
+                "learner.zero_stage=0 with model.dtype=bfloat16 would add up gradients in bfloat16: use 1 or 2"
             )
         if self.run.evaluate_every % self.sync.every:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -45,6 +46,13 @@ def model_fingerprint(folder: Path) -> str:
 def tokenizer_fingerprint(folder: Path) -> str:
     """SHA-256 over the tokenizer's files and chat template, hexadecimal."""
     return _hash_files(folder, _TOKENIZER_FILES).hexdigest()
+
+
+def copy_tokenizer(source: Path, destination: Path) -> None:
+    """Copy what a model folder holds beside its weights and their configuration."""
+    for name in (*_TOKENIZER_FILES, "generation_config.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, destination / name)
 
 
 def _hash_files(folder: Path, names: Iterable[str]) -> hashlib._Hash:

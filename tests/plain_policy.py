@@ -1,7 +1,7 @@
 """The policy's update in plain PyTorch, to compare with, and what the policy's tests look at."""
 
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -97,19 +97,37 @@ def assert_same_update(
         assert (weights[name] - parameter)[clear].abs().max() <= 1e-6, name
 
 
-def train_as_rank(rank: int, port: int, model_folder: Path, config: LearnerConfig, out: Path) -> None:
-    """One of two ranks: only rank 0 has the batch; each writes what it ends with."""
+@dataclass(frozen=True)
+class Case:
+    """A configuration and a batch, to be trained on by two ranks and alone."""
+
+    zero_stage: int
+    max_tokens: int
+    rows: int = 14
+
+    @property
+    def config(self) -> LearnerConfig:
+        return CONFIG.model_copy(update={"zero_stage": self.zero_stage, "max_tokens": self.max_tokens})
+
+    @property
+    def batch(self) -> TrainingBatch:
+        return random_batch(rows=self.rows, copies=2)
+
+
+def train_as_rank(rank: int, port: int, model_folder: Path, cases: list[Case], out: Path) -> None:
+    """One of two ranks: only rank 0 has the batches; each writes what it ends with."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    policy = make_policy(model_folder, config, rank=rank, world_size=2, local_rank=rank)
-    batch = broadcast(random_batch(rows=14, copies=2) if rank == 0 else None, rank)
-    assert batch is not None
-    metrics = policy.train(batch)
-    numbers = torch.tensor(list(asdict(metrics).values()), dtype=torch.float64)
-    gradients = {f"gradient.{name}": g for name, g in gradients_of(policy).items()}
-    weights = {f"weight.{name}": w for name, w in weights_of(policy).items()}
+    for number, case in enumerate(cases):
+        policy = make_policy(model_folder, case.config, rank=rank, world_size=2, local_rank=rank)
+        batch = broadcast(case.batch if rank == 0 else None, rank)
+        assert batch is not None
+        metrics = policy.train(batch)
+        numbers = torch.tensor(list(asdict(metrics).values()), dtype=torch.float64)
+        gradients = {f"gradient.{name}": g for name, g in gradients_of(policy).items()}
+        weights = {f"weight.{name}": w for name, w in weights_of(policy).items()}
+        save_file({"metrics": numbers} | gradients | weights, out / f"{number}.{rank}.safetensors")
     assert broadcast(None, rank) is None
-    save_file({"metrics": numbers} | gradients | weights, out / f"{rank}.safetensors")
     torch.distributed.destroy_process_group()

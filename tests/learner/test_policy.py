@@ -9,6 +9,7 @@ import pytest
 import torch
 from plain_policy import (
     CONFIG,
+    Case,
     PlainPyTorch,
     assert_same_update,
     gradients_of,
@@ -22,7 +23,7 @@ from transformers import AutoModelForCausalLM
 
 from learner.policy import TrainMetrics
 from shared.config import TrustRegionConfig
-from shared.errors import ConfigError, ModelFolderError
+from shared.errors import ModelFolderError
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
@@ -255,42 +256,48 @@ def test_a_broken_model_folder_is_named(model_folder, tmp_path, damage, message)
         make_policy(folder)
 
 
-def test_bfloat16_without_zero_is_refused(model_folder):
-    with pytest.raises(ConfigError, match="zero_stage"):
-        make_policy(model_folder, CONFIG.model_copy(update={"zero_stage": 0}), "bfloat16")
+# The last has one row: the second rank has nothing to do but keep up.
+TWO_RANK_CASES = [Case(0, 30), Case(1, 1000), Case(1, 30), Case(2, 30), Case(1, 1000, rows=1)]
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize(
-    ("zero_stage", "max_tokens"), [(0, 30), (1, 1000), (1, 30), (2, 30)], ids=lambda value: str(value)
-)
-def test_two_ranks_equal_plain_pytorch(model_folder, tmp_path, zero_stage, max_tokens):
-    config = CONFIG.model_copy(update={"zero_stage": zero_stage, "max_tokens": max_tokens})
+@pytest.fixture(scope="module")
+def two_ranks(model_folder, tmp_path_factory) -> Path:
+    """The folder with what two ranks ended with in every case."""
+    out = tmp_path_factory.mktemp("ranks")
     spawn, port = multiprocessing.get_context("spawn"), free_port()
-    ranks = [spawn.Process(target=train_as_rank, args=(r, port, model_folder, config, tmp_path)) for r in range(2)]
+    arguments = (port, model_folder, TWO_RANK_CASES, out)
+    ranks = [spawn.Process(target=train_as_rank, args=(rank, *arguments)) for rank in range(2)]
     try:
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(timeout=200)
+            process.join(timeout=120)
         assert [process.exitcode for process in ranks] == [0, 0]
     finally:
         for process in ranks:
             process.kill()
+    return out
 
-    results = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
-    for name in results[0]:
-        assert torch.equal(results[0][name], results[1][name]), name
+
+@pytest.mark.integration
+@pytest.mark.parametrize("case", TWO_RANK_CASES, ids=str)
+def test_two_ranks_equal_plain_pytorch(model_folder, two_ranks, case):
+    number = TWO_RANK_CASES.index(case)
+    found, other = (load_file(two_ranks / f"{number}.{rank}.safetensors") for rank in range(2))
+    for name, tensor in found.items():
+        assert torch.equal(tensor, other[name]), name
+
     plain = PlainPyTorch(model_folder)
-    norm = plain.train(random_batch(rows=14, copies=2))
-    metrics = TrainMetrics(*results[0]["metrics"].tolist())
+    norm = plain.train(case.batch)
+    metrics = TrainMetrics(*found["metrics"].tolist())
     assert metrics.gradient_norm == pytest.approx(norm, rel=1e-6)
-    part = {
-        kind: {n.removeprefix(kind): t for n, t in results[0].items() if n.startswith(kind)}
+    gradients, weights = (
+        {name.removeprefix(kind): tensor for name, tensor in found.items() if name.startswith(kind)}
         for kind in ("gradient.", "weight.")
-    }
-    assert_same_update(part["gradient."], part["weight."], plain)
+    )
+    assert_same_update(gradients, weights, plain)
 
-    alone = make_policy(model_folder, CONFIG).train(random_batch(rows=14, copies=2))
-    for name, value in asdict(alone).items():
+    alone = make_policy(model_folder).train(case.batch)
+    assert metrics.forward_tokens >= alone.forward_tokens  # a rank short of work runs a sequence without weight
+    for name, value in asdict(replace(alone, forward_tokens=metrics.forward_tokens)).items():
         assert getattr(metrics, name) == pytest.approx(value, rel=1e-5, abs=1e-7), name

@@ -63,13 +63,3 @@ def test_a_tokenizer_without_a_chat_template_is_a_model_folder_error(folder, tmp
     (base / "chat_template.jinja").unlink()
     with pytest.raises(ModelFolderError, match="no chat template"):
         ChatTokenizer.from_folder(base)
-
-
-def test_the_fingerprint_follows_the_tokenizers_files_only(folder, chat, tmp_path):
-    same, other = tmp_path / "same", tmp_path / "other"
-    shutil.copytree(folder, same)
-    shutil.copytree(folder, other)
-    (same / "model.safetensors").write_bytes(b"")
-    (other / "chat_template.jinja").write_text((folder / "chat_template.jinja").read_text() + " ")
-    assert ChatTokenizer.from_folder(same).fingerprint == chat.fingerprint
-    assert ChatTokenizer.from_folder(other).fingerprint != chat.fingerprint

@@ -123,6 +123,37 @@ def test_start_gives_up_in_time_and_leaves_no_process(engine: Engine, loop: Loop
     assert psutil.Process().children(recursive=True) == before
 
 
+CHILD_OF_A_KILLED_PARENT = """
+import multiprocessing, time
+from rollout.weight_transfer import _die_with_parent
+
+def child(ready):
+    _die_with_parent()
+    ready.set()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    process = context.Process(target=child, args=(ready,))
+    process.start()
+    ready.wait()
+    print(process.pid, flush=True)
+    time.sleep(600)
+"""
+
+
+def test_engine_processes_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "parent.py"
+    script.write_text(CHILD_OF_A_KILLED_PARENT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    gone, _ = psutil.wait_procs([child], timeout=10)
+    assert gone
+
+
 def test_importing_the_engine_does_not_import_vllm() -> None:
     code = "import sys, rollout.engine, learner.weight_sender; sys.exit('vllm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_engine import (
+    NEVER_SAMPLED,
     DirectClient,
     LoopThread,
     change_weights,
@@ -41,8 +42,9 @@ class Setup:
 
     def __init__(self, loop: LoopThread, dtype: str, folder: Path, *, tied: bool) -> None:
         self.loop, self.dtype, self.folder = loop, dtype, folder
-        self.model = tiny_model(30, getattr(torch, dtype), tied=tied)
+        self.model = tiny_model(30, getattr(torch, dtype), tied=tied, eos=NEVER_SAMPLED)
         self.engine = loop.run(start_engine(save(self.model, folder / "start"), dtype))
+        self.engine._stop_token_ids = []  # so that every request runs to its full length
         self.client = DirectClient(loop, self.engine)
         self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype))
         self.version = 0
@@ -51,7 +53,7 @@ class Setup:
         """New random weights, sent as the next version."""
         change_weights(self.model, seed)
         self.version += 1
-        self.stats = self.sender.send(self.version)
+        self.sender.send(self.version)
 
     def engine_error(self) -> float:
         """Largest difference between the engine's and transformers' log-probabilities of the probe."""
@@ -59,12 +61,19 @@ class Setup:
         return float(np.abs(scores - reference_logprobs(self.model, PROBE)).max())
 
     def close(self) -> None:
-        print(self.dtype, self.stats, self.client.timings)
         self.sender.close()
         self.loop.run(self.engine.shutdown())
 
 
-@pytest.fixture(scope="module", params=[("float32", True), ("bfloat16", True), ("float32", False)], ids=str)
+CASES = {"float32": ("float32", True), "bfloat16": ("bfloat16", True), "untied": ("float32", False)}
+
+
+def on(*names: str) -> pytest.MarkDecorator:
+    """The engines that a test runs on; in the same order everywhere, so that each is started once."""
+    return pytest.mark.parametrize("setup", [CASES[name] for name in names], indirect=True, ids=names)
+
+
+@pytest.fixture(scope="module")
 def setup(
     request: pytest.FixtureRequest, loop: LoopThread, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Setup]:
@@ -76,13 +85,7 @@ def setup(
     setup.close()
 
 
-@pytest.fixture
-def float32(setup: Setup) -> Setup:
-    if setup.dtype != "float32" or not setup.model.config.tie_word_embeddings:
-        pytest.skip("once is enough")
-    return setup
-
-
+@on("float32", "bfloat16", "untied")
 def test_synced_engine_is_a_freshly_loaded_one(setup: Setup, request: pytest.FixtureRequest) -> None:
     """After 1 and after 20 syncs, against transformers and, when tied, a fresh engine."""
     loop, tolerance = setup.loop, TOLERANCE[setup.dtype]
@@ -91,7 +94,7 @@ def test_synced_engine_is_a_freshly_loaded_one(setup: Setup, request: pytest.Fix
     setup.sync(seed=1)
     assert setup.engine_error() < tolerance
     after = loop.run(setup.engine.score(PROBE, "after"))
-    assert np.abs(after - before).max() > 1, "the weights hardly changed: nothing is shown"
+    assert np.abs(after - before).max() > 0.5, "the weights hardly changed: nothing is shown"
     for seed in [*range(2, 20), 0]:
         setup.sync(seed)
     assert setup.engine.version == setup.version == 20
@@ -112,9 +115,8 @@ def fresh_scores(setup: Setup, request: pytest.FixtureRequest) -> Float32Array:
         setup.loop.run(fresh.shutdown())
 
 
+@on("float32", "bfloat16")
 def test_receiver_that_misses_the_tied_head_is_seen(setup: Setup) -> None:
-    if not setup.model.config.tie_word_embeddings:
-        pytest.skip("no tied head to miss")
     setup.loop.run(setup.engine._llm.collective_rpc("plant_missed_head"))
     setup.sync(seed=100)
     seen = setup.engine_error()
@@ -124,9 +126,9 @@ def test_receiver_that_misses_the_tied_head_is_seen(setup: Setup) -> None:
     assert setup.engine_error() < TOLERANCE[setup.dtype]
 
 
-def test_requests_running_across_syncs_keep_exact_logprobs(float32: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    setup, first, count = float32, float32.version, 400
-    monkeypatch.setattr(setup.engine, "_stop_token_ids", [])
+@on("float32")
+def test_requests_running_across_syncs_keep_exact_logprobs(setup: Setup) -> None:
+    first, count = setup.version, 400
     prompts = [text(1000 + i // 2, 70) for i in range(10)]  # in pairs: a second one may find the first's cache
 
     async def generate() -> list[list[Sample]]:
@@ -158,16 +160,17 @@ def test_requests_running_across_syncs_keep_exact_logprobs(float32: Setup, monke
             assert np.abs(sample.logprobs[span.start : span.end] - reference).max() < 1e-4
 
 
-def test_cached_prefixes_do_not_survive_a_sync(float32: Setup) -> None:
+@on("float32")
+def test_cached_prefixes_do_not_survive_a_sync(setup: Setup) -> None:
     prompt = text(3000, 130)
     for seed in (300, 301):
-        float32.sync(seed)
+        setup.sync(seed)
         for repeat in range(2):
-            call = float32.engine.generate(
+            call = setup.engine.generate(
                 prompt, n=1, temperature=1.0, max_tokens=8, seed=seed, request_id=f"cache-{seed}-{repeat}"
             )
-            [sample] = float32.loop.run(call)
-            reference = reference_logprobs(float32.model, prompt + sample.token_ids.tolist())[len(prompt) - 1 :]
+            [sample] = setup.loop.run(call)
+            reference = reference_logprobs(setup.model, prompt + sample.token_ids.tolist())[len(prompt) - 1 :]
             assert np.abs(sample.logprobs - reference).max() < 1e-4
 
 
@@ -208,6 +211,7 @@ def _path_elsewhere(info: dict[str, Any]) -> None:
     info["path"] = "/etc/passwd"
 
 
+@on("float32")
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -222,9 +226,9 @@ def _path_elsewhere(info: dict[str, Any]) -> None:
     ],
 )
 def test_bad_update_is_refused_and_the_old_weights_go_on(
-    float32: Setup, damage: Callable[[dict[str, Any]], None], message: str
+    setup: Setup, damage: Callable[[dict[str, Any]], None], message: str
 ) -> None:
-    setup, loop, engine = float32, float32.loop, float32.engine
+    loop, engine = setup.loop, setup.engine
     setup.sync(seed=400)
     before = loop.run(engine.score(PROBE, "before"))
     info = copy.deepcopy(setup.client.update_info)
@@ -246,8 +250,9 @@ def test_bad_update_is_refused_and_the_old_weights_go_on(
     assert setup.engine_error() < 1e-4
 
 
-def test_update_abandoned_half_way_does_not_wedge(float32: Setup) -> None:
-    setup, loop, engine = float32, float32.loop, float32.engine
+@on("float32")
+def test_update_abandoned_half_way_does_not_wedge(setup: Setup) -> None:
+    loop, engine = setup.loop, setup.engine
     setup.sync(seed=500)
     loop.run(engine.start_weight_update())
     loop.run(engine.update_weights(setup.client.update_info | {"version": 10_000}))
@@ -260,30 +265,32 @@ def test_update_abandoned_half_way_does_not_wedge(float32: Setup) -> None:
     assert setup.engine_error() < 1e-4
 
 
-def test_learner_of_another_format_is_refused(float32: Setup) -> None:
+@on("float32")
+def test_learner_of_another_format_is_refused(setup: Setup) -> None:
     with pytest.raises(WeightSyncError, match="format 999"):
-        float32.loop.run(float32.engine.init_weight_transfer({"format": 999}))
+        setup.loop.run(setup.engine.init_weight_transfer({"format": 999}))
 
 
+@on("float32")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_nan_never_leaves(float32: Setup, value: float) -> None:
-    float32.sync(seed=600)
-    calls = len(float32.client.calls)
-    weight = float32.model.model.layers[1].mlp.down_proj.weight
+def test_nan_never_leaves(setup: Setup, value: float) -> None:
+    setup.sync(seed=600)
+    calls = len(setup.client.calls)
+    weight = setup.model.model.layers[1].mlp.down_proj.weight
     kept = weight.detach().clone()
     with torch.no_grad():
         weight[3, 5] = value
     with pytest.raises(WeightSyncError, match=r"layers\.1\.mlp\.down_proj\.weight"):
-        float32.sender.send(float32.version + 1)
+        setup.sender.send(setup.version + 1)
     with torch.no_grad():
         weight.copy_(kept)
-    assert len(float32.client.calls) == calls
-    assert float32.engine_error() < 1e-4
+    assert len(setup.client.calls) == calls
+    assert setup.engine_error() < 1e-4
 
 
-def test_failed_swap_leaves_the_engine_paused_for_good(float32: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+@on("float32")
+def test_failed_swap_leaves_the_engine_paused_for_good(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     """Last but for the segment's removal: the engine cannot be used afterwards."""
-    setup = float32
 
     async def not_reset() -> bool:
         return False
@@ -296,6 +303,7 @@ def test_failed_swap_leaves_the_engine_paused_for_good(float32: Setup, monkeypat
         setup.loop.run(setup.engine.score(PROBE, "paused"))
 
 
+@on("float32", "bfloat16", "untied")
 def test_segment_and_processes_are_removed(setup: Setup) -> None:
     """Last: it ends the engine and the sender."""
     [path] = list(Path("/dev/shm").glob(f"primezero-{os.getpid()}-*"))

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 VOCABULARY = 378
 EOS = 2
+NEVER_SAMPLED = VOCABULARY + 1
 MAX_MODEL_LEN = 512
 ROLLOUT = RolloutConfig(max_sequences=32, start_timeout_s=240, request_timeout_s=120)
 
@@ -69,7 +70,7 @@ class DirectClient:
         self.timings = self._loop.run(self._engine.finish_weight_update(int(weight_version)))
 
 
-def tiny_model(seed: int, dtype: torch.dtype = torch.float32, *, tied: bool = True) -> Qwen2ForCausalLM:
+def tiny_model(seed: int, dtype: torch.dtype = torch.float32, *, tied: bool = True, eos: int = EOS) -> Qwen2ForCausalLM:
     """A random Qwen2 whose biases and norms are random too, so that none can be forgotten unseen."""
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -82,7 +83,7 @@ def tiny_model(seed: int, dtype: torch.dtype = torch.float32, *, tied: bool = Tr
         max_position_embeddings=MAX_MODEL_LEN,
         tie_word_embeddings=tied,
         bos_token_id=1,
-        eos_token_id=EOS,
+        eos_token_id=eos,
         attn_implementation="eager",
     )
     model = Qwen2ForCausalLM(config)
@@ -96,7 +97,7 @@ def change_weights(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         values = torch.randn(parameter.shape, generator=generator)
-        parameter.copy_(1 + 0.3 * values if "norm" in name else 0.12 * values)
+        parameter.copy_(1 + 0.3 * values if "norm" in name else 0.05 * values)
 
 
 def save(model: Qwen2ForCausalLM, folder: Path) -> Path:

@@ -47,6 +47,7 @@ def test_command_line_beats_file_beats_default(tmp_path):
         (["--environment.min_prime", "24", "--environment.max_prime", "28"], "no prime"),
         (["--selfplay.proposals_per_task", "0"], "selfplay"),
         (["--run.final_evaluations", "9", "--run.steps", "10"], "final_evaluations"),
+        (["--learner.zero_stage", "0", "--model.dtype", "bfloat16"], "learner.zero_stage"),
         (["learner.lr", "1"], "learner.lr"),
     ],
 )

@@ -1,0 +1,52 @@
+import json
+
+import pytest
+
+from shared.errors import ModelFolderError
+from shared.model_folder import check_model_folder, copy_tokenizer, model_fingerprint, tokenizer_fingerprint
+
+
+@pytest.fixture
+def folder(tmp_path):
+    made = tmp_path / "model"
+    made.mkdir()
+    (made / "config.json").write_text(json.dumps({"hidden_size": 64}))
+    (made / "model.safetensors").write_bytes(b"weights")
+    (made / "tokenizer.json").write_text("{}")
+    (made / "chat_template.jinja").write_text("{{ messages }}")
+    return made
+
+
+def test_a_complete_folder_passes(folder):
+    check_model_folder(folder)
+
+
+def test_other_weight_formats_do_not_count(folder):
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelFolderError, match="safetensors"):
+        check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "model_changes", "tokenizer_changes"),
+    [("config.json", True, False), ("chat_template.jinja", False, True), ("tokenizer.json", False, True)],
+)
+def test_fingerprints_follow_their_own_files(folder, name, model_changes, tokenizer_changes):
+    model, tokenizer = model_fingerprint(folder), tokenizer_fingerprint(folder)
+    (folder / name).write_text((folder / name).read_text() + " ")
+    assert (model_fingerprint(folder) != model) is model_changes
+    assert (tokenizer_fingerprint(folder) != tokenizer) is tokenizer_changes
+
+
+def test_a_truncated_download_has_another_fingerprint(folder):
+    whole = model_fingerprint(folder)
+    (folder / "model.safetensors").write_bytes(b"weight")
+    assert model_fingerprint(folder) != whole
+
+
+def test_an_exported_folder_gets_the_tokenizer(folder, tmp_path):
+    exported = tmp_path / "exported"
+    exported.mkdir()
+    copy_tokenizer(folder, exported)
+    assert tokenizer_fingerprint(exported) == tokenizer_fingerprint(folder)
+    assert not (exported / "config.json").exists()
