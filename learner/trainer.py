@@ -96,6 +96,7 @@ class Trainer:
         final = config.run.steps == 0
         while not final:
             record = self._train_batch(version)
+            self._progress.lap("train_s")
             version += 1
             final = version == config.run.steps or self._must_stop()
             if final or version % config.sync.every == 0:

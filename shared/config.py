@@ -132,7 +132,7 @@ class SelfPlayConfig(Section):
 class SamplingConfig(Section):
     """How the engine samples during training; both log-probabilities use the same temperature."""
 
-    temperature: float = Field(1.0, gt=0, le=10)
+    temperature: float = Field(1.0, gt=0, le=2)
     max_prompt_tokens: Count = Field(512, description="a longer prompt is refused, never cut")
     max_response_tokens: Count = Field(1024, description="a longer response is cut and counts as truncated")
 
