@@ -149,7 +149,8 @@ class Collector:
             if ticket.proposal is not None and ticket.proposed is not None:
                 name = (ticket.proposed.task, ticket.proposed.key)
                 if name in seen:
-                    repeat = replace(ticket.proposal, verdict=Verdict.REPEAT, reward=self._rewards.invalid)
+                    cost = self._rewards.length_penalty * len(ticket.proposal.response_ids)
+                    repeat = replace(ticket.proposal, verdict=Verdict.REPEAT, reward=self._rewards.invalid - cost)
                     ticket = replace(ticket, proposal=repeat)
                 seen.add(name)
             judged.append(ticket)

@@ -11,12 +11,17 @@ import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import torch
 
 from shared.errors import WeightSyncError
+from shared.weight_manifest import FORMAT, Manifest, WireParameter
 
+_DTYPE_NAMES: dict[torch.dtype, Literal["float32", "bfloat16"]] = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+}
 _FOLDER = Path("/dev/shm")
 _ALIGNMENT = 64
 
@@ -49,12 +54,12 @@ class WeightSegment:
             ) from error
         self._memory = mmap.mmap(fd, self.nbytes)
 
-    def write(self, parameters: Iterable[tuple[str, torch.Tensor]]) -> list[list[Any]]:
-        """Cast and copy all parameters in; returns the manifest's rows: name, dtype, shape, offset, CRC-32.
+    def write(self, parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> Manifest:
+        """Cast and copy all parameters in; returns what the engines need to read them as `version`.
 
         Raises WeightSyncError for a value that is not finite in the wire dtype.
         """
-        rows: list[list[Any]] = []
+        rows: list[WireParameter] = []
         for name, tensor in parameters:
             shape, offset = self._shapes[name], self._offsets[name]
             count = _size(shape, self._dtype) // self._dtype.itemsize
@@ -63,10 +68,10 @@ class WeightSegment:
             if not torch.isfinite(wire).all():
                 raise WeightSyncError(f"{name} holds NaN or infinity in {self._dtype}: these weights are not sent")
             crc32 = zlib.crc32(memoryview(wire.view(torch.uint8).numpy()))
-            rows.append([name, str(self._dtype).removeprefix("torch."), list(shape), offset, crc32])
+            rows.append(WireParameter(name, _DTYPE_NAMES[self._dtype], shape, offset, crc32))
         if len(rows) != len(self._shapes):
             raise WeightSyncError(f"the module has {len(rows)} parameters, it had {len(self._shapes)}")
-        return rows
+        return Manifest(FORMAT, str(self.path), self.nbytes, version, tuple(rows))
 
     def close(self) -> None:
         """Remove the segment; readers that have it open keep its bytes."""

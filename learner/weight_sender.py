@@ -1,7 +1,7 @@
 """Sending the learner's weights into running engines, through vLLM's trainer protocol.
 
 The `shm` transport: all parameters in one shared-memory segment, written anew for each version; the
-engines read it and check it against a manifest (format: rollout/segment.py). vLLM is imported only
+engines read it and check it against a manifest (shared/weight_manifest.py). vLLM is imported only
 when a sender is made: it costs seconds and hundreds of megabytes.
 """
 
@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, ClassVar, Protocol
 
+import msgspec
 import torch
 
 from learner.weight_segment import WeightSegment
 from shared.errors import WeightSyncError
+from shared.weight_manifest import FORMAT
 
-FORMAT = 1
 TRANSPORT = "shm"
 
 
@@ -175,13 +176,8 @@ def _vllm_classes() -> SimpleNamespace:
             if self._segment is None:
                 raise WeightSyncError("the weight sender is closed")
             begin = time.monotonic()
-            update_info = {
-                "format": FORMAT,
-                "path": str(self._segment.path),
-                "nbytes": self._segment.nbytes,
-                "version": self.version,
-                "parameters": self._segment.write(self._weights),
-            }
+            manifest = self._segment.write(self._weights, self.version)
+            update_info = msgspec.to_builtins(manifest)
             self.stats = SendStats(
                 nbytes=self._segment.nbytes,
                 write_s=time.monotonic() - begin,

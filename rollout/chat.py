@@ -18,6 +18,7 @@ class ChatTokenizer:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._control_texts = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+        self._control_ids = frozenset(tokenizer.all_special_ids)
         self.eos_token_id: int = tokenizer.eos_token_id
 
     @classmethod
@@ -55,6 +56,8 @@ class ChatTokenizer:
         return [*self._tokenizer.encode(text, add_special_tokens=False), self.eos_token_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of response tokens, without control tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        """The text of response tokens; of control tokens, only one that ends the turn is left out."""
+        if len(ids) and ids[-1] in self._control_ids:
+            ids = ids[:-1]
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text

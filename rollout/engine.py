@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
-from rollout.model_folder import check_model_folder, stop_tokens
 from rollout.weight_transfer import WORKER_EXTENSION
 from shared.config import RolloutConfig
 from shared.episodes import Float32Array, Int32Array, VersionSpan
 from shared.errors import EngineError, PrimezeroError, WeightSyncError
+from shared.model_folder import check_model_folder, stop_tokens
 
 T = TypeVar("T")
 

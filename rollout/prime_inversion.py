@@ -56,6 +56,7 @@ class PrimeInversion:
 
     def __init__(self, config: EnvironmentConfig) -> None:
         self._range = (config.min_prime, config.max_prime)
+        self._answer_must_end = config.text_after_answer == "unparsable"
         self._primes = _primes(*self._range)
         self._prime_set = frozenset(self._primes)
         # Smallest hidden-side x of a prime's problems, and the number of problems up to each prime.
@@ -64,9 +65,9 @@ class PrimeInversion:
         for task, totals in self._totals.items():
             if not totals or totals[-1] == 0:
                 raise ConfigError(f"environment: no {task} problem exists for primes in {list(self._range)}")
-        wording = repr((_SOLVER_PROMPTS, _PROPOSER_PROMPTS)).encode()
+        rules = repr((_SOLVER_PROMPTS, _PROPOSER_PROMPTS, self._answer_must_end)).encode()
         self.fingerprint = (
-            "prime_inversion partial {}..{} ".format(*self._range) + hashlib.sha256(wording).hexdigest()[:8]
+            "prime_inversion partial {}..{} ".format(*self._range) + hashlib.sha256(rules).hexdigest()[:8]
         )
 
     def proposer_prompt(self, task: Task, references: Sequence[Problem]) -> str:
@@ -84,7 +85,7 @@ class PrimeInversion:
         return _SOLVER_PROMPTS[problem.task].format(*self._shown(problem), _block(str(_SOLVER_EXAMPLE)))
 
     def judge_proposal(self, task: Task, text: str) -> Proposal:
-        numbers = parse_answer(text, 2)
+        numbers = self._parse(text, 2)
         if numbers is None:
             return Proposal(Verdict.UNPARSABLE)
         first, second = numbers
@@ -94,7 +95,7 @@ class PrimeInversion:
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         first, second = self._shown(problem)
-        numbers = parse_answer(text, 1)
+        numbers = self._parse(text, 1)
         if numbers is None:
             return Verdict.UNPARSABLE
         (answer,) = numbers
@@ -132,6 +133,9 @@ class PrimeInversion:
             return answer if answer <= _DEMONSTRATED_PRIME else rng.choice(candidates)
         return pow(first, -1, second) if second <= _DEMONSTRATED_PRIME else rng.randrange(1, second)
 
+    def _parse(self, text: str, count: int) -> tuple[int, ...] | None:
+        return parse_answer(text, count, must_end_there=self._answer_must_end)
+
     def _stated(self, problem: Problem) -> str:
         """The problem as a proposer states it."""
         return "{}, {}".format(*self._shown(problem))
@@ -165,15 +169,17 @@ class PrimeInversion:
         return _problem(task, x, pow(x, -1, p) if task is Task.INDUCTION else p)
 
 
-def parse_answer(text: str, count: int) -> tuple[int, ...] | None:
+def parse_answer(text: str, count: int, *, must_end_there: bool) -> tuple[int, ...] | None:
     """The `count` integers of the last complete answer block in `text`; None if it holds anything else.
 
     A block is `<answer>…</answer>` without another answer tag inside. Its stripped content must be
-    comma-separated ASCII integers of at most 12 digits.
+    comma-separated ASCII integers of at most 12 digits. must_end_there: only white space may follow it.
     """
     parts = _TAG.split(text)
     for end in range(len(parts) - 2, 2, -2):
         if parts[end] == "</answer>" and parts[end - 2] == "<answer>":
+            if must_end_there and "".join(parts[end + 1 :]).strip(_WHITESPACE):
+                return None
             words = [word.strip(_WHITESPACE) for word in parts[end - 1].split(",", count)]
             if len(words) == count and all(map(_INTEGER.fullmatch, words)):
                 return tuple(map(int, words))

@@ -6,31 +6,17 @@ from shared.config import RewardConfig
 from shared.episodes import Verdict
 
 
-def solver_reward(verdict: Verdict, rewards: RewardConfig) -> float:
+def solver_reward(verdict: Verdict, response_tokens: int, rewards: RewardConfig) -> float:
     """What an attempt earns; ValueError for a verdict that attempts do not get."""
-    match verdict:
-        case Verdict.CORRECT:
-            return rewards.correct
-        case Verdict.WRONG:
-            return rewards.wrong
-        case Verdict.UNPARSABLE:
-            return rewards.unparsable
-    raise ValueError(f"not a verdict on an attempt: {verdict}")
+    return _for_answer(verdict, rewards) - rewards.length_penalty * response_tokens
 
 
-def proposer_reward(verdict: Verdict, solve_rate: float | None, rewards: RewardConfig) -> float:
+def proposer_reward(verdict: Verdict, solve_rate: float | None, response_tokens: int, rewards: RewardConfig) -> float:
     """What a proposal earns; ValueError for a verdict that proposals do not get.
 
     solve_rate: mean of 1[correct] over the attempts at this very problem; needed when VALID, else unused
     """
-    match verdict:
-        case Verdict.VALID:
-            return _learnability(solve_rate, rewards)
-        case Verdict.INVALID | Verdict.COPY | Verdict.REPEAT:
-            return rewards.invalid
-        case Verdict.UNPARSABLE:
-            return rewards.unparsable
-    raise ValueError(f"not a verdict on a proposal: {verdict}")
+    return _for_proposal(verdict, solve_rate, rewards) - rewards.length_penalty * response_tokens
 
 
 def expected_learnability(failure_rate: float, attempts: int) -> float:
@@ -45,3 +31,25 @@ def _learnability(solve_rate: float | None, rewards: RewardConfig) -> float:
     if solve_rate is None or not 0 <= solve_rate <= 1:
         raise ValueError(f"a valid proposal needs a solve rate in [0, 1], not {solve_rate}")
     return rewards.extreme_solve_rate if solve_rate in (0, 1) else 1 - solve_rate
+
+
+def _for_answer(verdict: Verdict, rewards: RewardConfig) -> float:
+    match verdict:
+        case Verdict.CORRECT:
+            return rewards.correct
+        case Verdict.WRONG:
+            return rewards.wrong
+        case Verdict.UNPARSABLE:
+            return rewards.unparsable
+    raise ValueError(f"not a verdict on an attempt: {verdict}")
+
+
+def _for_proposal(verdict: Verdict, solve_rate: float | None, rewards: RewardConfig) -> float:
+    match verdict:
+        case Verdict.VALID:
+            return _learnability(solve_rate, rewards)
+        case Verdict.INVALID | Verdict.COPY | Verdict.REPEAT:
+            return rewards.invalid
+        case Verdict.UNPARSABLE:
+            return rewards.unparsable
+    raise ValueError(f"not a verdict on a proposal: {verdict}")

@@ -45,7 +45,7 @@ class SelfPlay:
         if proposal is None:
             return closed
         rate = closed.solve_rate if proposed is not None else None
-        reward = proposer_reward(proposal.verdict, rate, self._config.rewards)
+        reward = proposer_reward(proposal.verdict, rate, len(proposal.response_ids), self._config.rewards)
         return replace(closed, proposal=replace(proposal, reward=reward))
 
     async def _propose(self, ticket: Ticket) -> tuple[Episode, Problem | None]:
@@ -61,11 +61,12 @@ class SelfPlay:
     async def _attempt(self, problem: Problem, ticket: Ticket) -> tuple[Episode, ...]:
         prompt = self._environment.solver_prompt(problem)
         ids, samples = await self._sample(prompt, ticket, stage=1, count=self._config.selfplay.attempts)
-        verdicts = [self._environment.grade(problem, self._chat.decode(s.token_ids.tolist())) for s in samples]
-        return tuple(
-            _episode(Role.SOLVER, problem.task, ids, sample, verdict, solver_reward(verdict, self._config.rewards))
-            for sample, verdict in zip(samples, verdicts, strict=True)
-        )
+        attempts = []
+        for sample in samples:
+            verdict = self._environment.grade(problem, self._chat.decode(sample.token_ids.tolist()))
+            reward = solver_reward(verdict, len(sample.token_ids), self._config.rewards)
+            attempts.append(_episode(Role.SOLVER, problem.task, ids, sample, verdict, reward))
+        return tuple(attempts)
 
     async def _sample(
         self, prompt: str, ticket: Ticket, *, stage: int, count: int

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import torch
 
-from rollout.segment import Manifest, Segment, check_manifest
+from rollout.segment import Segment, check_manifest
 from shared.errors import WeightSyncError
+from shared.weight_manifest import Manifest
 
 Shapes = Mapping[str, tuple[int, ...]]
 Read = Callable[[str], torch.Tensor]

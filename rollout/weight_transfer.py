@@ -75,8 +75,8 @@ def _engine_class() -> type:
         WeightTransferUpdateInfo,
     )
 
-    from rollout.segment import FORMAT, parse_manifest
     from rollout.staging import Staging
+    from shared.weight_manifest import FORMAT, parse_manifest
 
     @dataclass
     class ShmInitInfo(WeightTransferInitInfo):

@@ -79,6 +79,11 @@ class EnvironmentConfig(Section):
     name: Literal["prime_inversion"] = "prime_inversion"
     min_prime: int = Field(2, ge=2, description="smallest prime")
     max_prime: int = Field(13, ge=2, le=100_000, description="largest prime")
+    text_after_answer: Literal["allowed", "unparsable"] = Field(
+        "allowed",
+        description="what a response is that goes on after its answer block; with a strong entropy bonus such text "
+        "is a free place to be random in",
+    )
     evaluation_problems_per_task: Count = Field(
         512, description="size of the fixed evaluation set; where fewer problems exist, all of them"
     )
@@ -101,6 +106,7 @@ class RewardConfig(Section):
     unparsable: float = Field(-1.0, description="either role: no answer in the asked format")
     invalid: float = Field(-0.5, description="proposer: well formed, but invalid, a copy, or a repeat")
     extreme_solve_rate: float = Field(0.0, description="proposer: valid, but solved always or never")
+    length_penalty: float = Field(0.0, ge=0, description="either role: cost of each response token")
     permute_within_cell: bool = Field(
         False, description="control: shuffle the rewards within each (task, role), so that they teach nothing"
     )

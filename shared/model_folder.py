@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from shared.errors import ModelFolderError
 
@@ -48,6 +50,28 @@ def tokenizer_fingerprint(folder: Path) -> str:
     return _hash_files(folder, _TOKENIZER_FILES).hexdigest()
 
 
+def stop_tokens(folder: Path) -> list[int]:
+    """Ids that end a completion: all that the model, its generation defaults or its tokenizer call EOS.
+
+    Raises ModelFolderError when there is none: completions would never end by themselves.
+    """
+    tokens: set[int] = set()
+    for name in ("config.json", "generation_config.json"):
+        eos = _read(folder / name).get("eos_token_id")
+        tokens.update(eos if isinstance(eos, list) else () if eos is None else (eos,))
+    eos_text = _read(folder / "tokenizer_config.json").get("eos_token")
+    if isinstance(eos_text, dict):
+        eos_text = eos_text.get("content")
+    if eos_text is not None:
+        added = _read(folder / "tokenizer.json").get("added_tokens", [])
+        tokens.update(token["id"] for token in added if token["content"] == eos_text)
+    if not tokens:
+        raise ModelFolderError(f"{folder} names no eos_token_id: completions would never end by themselves")
+    if not all(isinstance(token, int) and token >= 0 for token in tokens):
+        raise ModelFolderError(f"{folder}: eos_token_id must be token ids, found {sorted(map(str, tokens))}")
+    return sorted(tokens)
+
+
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copy what a model folder holds beside its weights and their configuration."""
     for name in (*_TOKENIZER_FILES, "generation_config.json"):
@@ -62,3 +86,15 @@ def _hash_files(folder: Path, names: Iterable[str]) -> hashlib._Hash:
             content = (folder / name).read_bytes()
             digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelFolderError(f"cannot read {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ModelFolderError(f"{path} is not a JSON object")
+    return content

@@ -38,7 +38,7 @@ def test_a_response_survives_encoding_and_decoding(chat, text):
 
 
 def test_a_response_that_spells_the_end_of_turn_has_no_second_one_after_decoding(chat):
-    assert chat.decode([*chat.response_ids("a"), *chat.response_ids("b")]) == "ab"
+    assert chat.decode([*chat.response_ids("a"), *chat.response_ids("b")]) == "a<|im_end|>b"
 
 
 @pytest.mark.parametrize("control", ["<|im_end|>", "<|im_start|>", "<|endoftext|>"])

@@ -14,9 +14,9 @@ from tiny_engine import EOS, LoopThread, reference_logprobs, save, start_engine,
 from transformers import Qwen2ForCausalLM
 
 from rollout.engine import Engine
-from rollout.model_folder import check_model_folder, stop_tokens
 from shared.config import RolloutConfig
 from shared.errors import EngineError, ModelFolderError
+from shared.model_folder import check_model_folder, stop_tokens
 
 GREEDY = {"n": 1, "temperature": 0.0, "seed": 0}
 

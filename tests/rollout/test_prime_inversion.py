@@ -144,7 +144,7 @@ def test_zero_is_an_ordinary_wrong_answer():
     ],
 )
 def test_what_counts_as_one_integer(text, numbers):
-    assert parse_answer(text, 1) == numbers
+    assert parse_answer(text, 1, must_end_there=False) == numbers
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_what_counts_as_one_integer(text, numbers):
     + [(content, None) for content in ("12", "12,", ",13", "1,2,3", "12;13", "12 13", "1,,2", "(1, 2)")],
 )
 def test_what_counts_as_two_integers(content, numbers):
-    assert parse_answer(f"<answer>{content}</answer>", 2) == numbers
+    assert parse_answer(f"<answer>{content}</answer>", 2, must_end_there=True) == numbers
 
 
 def test_parsing_a_long_hostile_text_is_quick():
-    assert parse_answer("<answer>" * 200_000, 1) is None
-    assert parse_answer("<answer>" + "," * 1_000_000 + "</answer>", 2) is None
+    assert parse_answer("<answer>" * 200_000, 1, must_end_there=False) is None
+    assert parse_answer("<answer>" + "," * 1_000_000 + "</answer>", 2, must_end_there=False) is None
 
 
 @given(st.one_of(st.text(), ANSWER_LIKE, ANSWER_LIKE.map(lambda text: OPEN + text + CLOSE)))
@@ -333,3 +333,22 @@ def test_a_range_without_induction_problems_is_a_config_error():
 def test_the_fingerprint_tells_settings_apart():
     assert make_environment(EnvironmentConfig()).fingerprint == SMALL.fingerprint
     assert SMALL.fingerprint != LARGE.fingerprint
+
+
+@pytest.mark.parametrize("after", ["", " ", "\n"])
+def test_white_space_may_follow_an_answer(after):
+    assert parse_answer(f"<answer>3</answer>{after}", 1, must_end_there=True) == (3,)
+
+
+@pytest.mark.parametrize("after", ["x", "<answer>", "</answer>", " \n.", "<|im_end|>"])
+def test_text_after_an_answer_makes_it_unparsable_where_it_must_end(after):
+    assert parse_answer(f"<answer>3</answer>{after}", 1, must_end_there=True) is None
+    assert parse_answer(f"<answer>3</answer>{after}", 1, must_end_there=False) == (3,)
+
+
+def test_text_after_an_answer_is_a_setting_of_the_environment():
+    text = "<answer>4</answer> or so"
+    for setting, verdict in (("allowed", Verdict.CORRECT), ("unparsable", Verdict.UNPARSABLE)):
+        env = PrimeInversion(EnvironmentConfig(text_after_answer=setting))
+        (problem,) = [p for p in env.evaluation_problems(Task.DEDUCTION, 99, 0) if p.content == "2,7"]
+        assert env.grade(problem, text) is verdict
