@@ -45,6 +45,8 @@ class TinyModelSettings:
     """Sizes of the model and the recipe of its warm start.
 
     vocabulary: upper bound; the tokenizer stops earlier when every phrase is one token
+    init_std: of the random weights. At the library's 0.02 a model this narrow starts nearly linear and learns about
+        four times slower
     warmup: steps of linear warm-up; then the learning rate falls linearly to `final_lr_share` of its peak
     proposer_share: share of the warm start's rows that are proposals
     """
@@ -57,6 +59,7 @@ class TinyModelSettings:
     intermediate: int = 256
     max_positions: int = 512
     steps: int = 400
+    init_std: float = 0.08
     batch: int = 96
     lr: float = 3e-3
     warmup: int = 30
@@ -240,6 +243,7 @@ def _new_model(tokenizer: Any, settings: TinyModelSettings) -> Any:
         intermediate_size=settings.intermediate,
         max_position_embeddings=settings.max_positions,
         tie_word_embeddings=True,
+        initializer_range=settings.init_std,
         **ends,
     )
     model = Qwen2ForCausalLM(config).to(torch.float32)
