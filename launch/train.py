@@ -95,6 +95,8 @@ def _interrupts(stop_file: Path, display: Display) -> Iterator[None]:
 
     def on_interrupt(signum: int, _: object) -> None:
         if signum == signal.SIGTERM or stop_file.exists():
+            for each in previous:  # cleaning up is not to be interrupted
+                signal.signal(each, signal.SIG_IGN)
             raise PrimezeroError("interrupted: every process of the run has been ended")
         stop_file.touch()
         display.say("stopping after this step; press Ctrl-C again to stop at once")

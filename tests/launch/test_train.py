@@ -69,6 +69,10 @@ class Run:
                 return line
         pytest.fail(f"{pattern!r} never came:\n{seen}")
 
+    def press_ctrl_c(self) -> None:
+        """A terminal sends the signal to every process of the run's group, not to the launcher alone."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
     def finish(self) -> str:
         """The rest of the output, once the run has ended."""
         return self.process.communicate(timeout=300)[0]
@@ -140,8 +144,8 @@ def test_two_rollout_workers_at_learning_rate_zero_change_nothing(start, model):
     assert all(before[name].equal(after[name]) for name in before)
 
 
-def test_two_learner_ranks_train_and_the_run_is_recorded(start, model):
-    run = start(**{"learner.ranks": 2, "selfplay.max_staleness": 0, "run.seed": 3})
+def test_two_learner_ranks_train_in_bfloat16_and_the_run_is_recorded(start, model):
+    run = start(**{"learner.ranks": 2, "selfplay.max_staleness": 0, "run.seed": 3, "model.dtype": "bfloat16"})
     output = run.finish()
     assert run.process.returncode == 0, output
     summary = json.loads((run.folder / "summary.json").read_text())
@@ -153,6 +157,7 @@ def test_two_learner_ranks_train_and_the_run_is_recorded(start, model):
     assert {"accuracy_before", "accuracy_after", "accuracy_best", "wall_s", "tokens_generated"} <= set(summary)
     steps = run.records("metrics.jsonl")
     assert all(s["staleness_max"] == 0 for s in steps)
+    assert all(0 < s["sync"]["probe_difference"] < 3e-2 for s in steps)
     assert sum(s["response_tokens"] for s in steps) == summary["tokens_generated"]
     assert load_config(run.folder / "config.toml").learner.ranks == 2
     before, after = loaded(model), loaded(run.folder / "model")
@@ -167,7 +172,7 @@ def test_two_learner_ranks_train_and_the_run_is_recorded(start, model):
 def test_interrupted_once_it_finishes_the_step_and_leaves_a_complete_run(start):
     run = start(**{"run.steps": 10_000})
     run.wait_for(r"step +2/")
-    run.process.send_signal(signal.SIGINT)
+    run.press_ctrl_c()
     output = run.finish()
     assert run.process.returncode == 0, output
     assert "stopping after this step" in output
@@ -180,9 +185,9 @@ def test_interrupted_twice_it_leaves_at_once(start):
     run = start(**{"run.steps": 10_000})
     run.wait_for("starting")
     time.sleep(5)
-    run.process.send_signal(signal.SIGINT)
+    run.press_ctrl_c()
     time.sleep(0.5)
-    run.process.send_signal(signal.SIGINT)
+    run.press_ctrl_c()
     output = run.finish()
     assert run.process.returncode == 1, output
     assert "interrupted" in output
