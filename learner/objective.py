@@ -89,6 +89,20 @@ def policy_loss(
     )
 
 
+def faded_entropy_coefficient(coefficient: float, target: float | None, entropy: float | None) -> float:
+    """The coefficient c for a batch: `coefficient` · max(0, 1 − entropy / target).
+
+    A constant bonus that is strong enough to keep a policy from collapsing can also feed on itself: the more
+    random the tokens that the reward does not see, the more there is to gain from them. This one ends at the target.
+
+    target: nats a token, or None for a constant bonus; entropy: of the batch before, None for the first, which has
+    no bonus then
+    """
+    if target is None:
+        return coefficient
+    return 0.0 if entropy is None else coefficient * max(0.0, 1 - entropy / target)
+
+
 def mean_weights(response_lengths: Tensor, row_weights: Tensor, averaging: Literal["token", "sequence"]) -> Tensor:
     """Each response token's weight in the mean over one optimizer step.
 

@@ -22,7 +22,7 @@ from transformers import AutoModelForCausalLM
 from learner.attention import PACKED_ATTENTION, PackedLayout
 from learner.batch import TrainingBatch
 from learner.logprobs import token_logprobs
-from learner.objective import LossSums, policy_loss
+from learner.objective import LossSums, faded_entropy_coefficient, policy_loss
 from learner.packing import MicroBatch, StepPlan, plan_step
 from shared.config import LearnerConfig
 from shared.errors import ModelFolderError
@@ -45,7 +45,7 @@ class TrainMetrics:
 
     loss: of the objective, mean over the optimizer steps
     gradient_norm: before clipping, largest of the optimizer steps
-    entropy: nats, at the sampling temperature
+    entropy, entropy_coefficient: nats a token, at the sampling temperature; the bonus' weight in this update
     ratio_mean, clip_fraction: ρ, and the share of tokens whose gradient the clip took away
     importance_weight_mean, importance_truncated_share: w, and the share of tokens where it was cut to its cap
     effective_sample_size: (Σw)² / (N · Σw²), a share of the tokens
@@ -61,6 +61,7 @@ class TrainMetrics:
     loss: float
     gradient_norm: float
     entropy: float
+    entropy_coefficient: float
     ratio_mean: float
     clip_fraction: float
     importance_weight_mean: float
@@ -122,6 +123,7 @@ class Policy:
         local_rank: int = 0,
     ) -> None:
         self._config, self._temperature = config, temperature
+        self._last_entropy: float | None = None
         self._rank, self._world_size = rank, world_size
         self._device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         causal_lm = load_model(model_folder, dtype).to(self._device)
@@ -163,7 +165,16 @@ class Policy:
             lr = self._engine.get_lr()[0]
             sums += self._accumulate_gradients(step, old_logprobs)
             gradient_norms.append(self._optimizer_step())
-        return _metrics(batch, plans, self._over_ranks(LossSums.combine(sums)), max(gradient_norms), lr)
+        metrics = _metrics(
+            batch,
+            plans,
+            self._over_ranks(LossSums.combine(sums)),
+            gradient_norm=max(gradient_norms),
+            lr=lr,
+            entropy_coefficient=self._entropy_coefficient(),
+        )
+        self._last_entropy = metrics.entropy
+        return metrics
 
     def score(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Log-probabilities of token_ids[1:], each given those before it, at temperature 1, nats: float32 [len − 1]."""
@@ -195,12 +206,16 @@ class Policy:
                 micro_batch.advantages,
                 micro_batch.token_weights,
                 self._config.trust_region,
-                self._config.entropy_coefficient,
+                self._entropy_coefficient(),
             )
             # DeepSpeed averages gradients over the ranks; token_weights already make the sum the step's mean.
             self._engine.backward(loss * self._world_size, scale_wrt_gas=False)
             sums.append(loss_sums)
         return sums
+
+    def _entropy_coefficient(self) -> float:
+        config = self._config
+        return faded_entropy_coefficient(config.entropy_coefficient, config.entropy_target, self._last_entropy)
 
     def _forward(self, model: Any, micro_batch: MicroBatch) -> tuple[Tensor, Tensor]:
         return model(
@@ -292,13 +307,20 @@ def _deepspeed_config(config: LearnerConfig, dtype: str) -> dict[str, object]:
 
 
 def _metrics(
-    batch: TrainingBatch, plans: Sequence[StepPlan], sums: LossSums, gradient_norm: float, lr: float
+    batch: TrainingBatch,
+    plans: Sequence[StepPlan],
+    sums: LossSums,
+    *,
+    gradient_norm: float,
+    lr: float,
+    entropy_coefficient: float,
 ) -> TrainMetrics:
     tokens = sums.tokens
     return TrainMetrics(
         loss=float(sums.loss / len(plans)),
         gradient_norm=gradient_norm,
         entropy=float(sums.entropy / tokens),
+        entropy_coefficient=entropy_coefficient,
         ratio_mean=float(sums.ratio / tokens),
         clip_fraction=float(sums.clipped / tokens),
         importance_weight_mean=float(sums.importance_weight / tokens),

@@ -180,7 +180,12 @@ class LearnerConfig(Section):
     optimizer_steps_per_batch: Count = Field(1, description="mini-batches that a batch is split into")
     max_tokens: Count = Field(16384, description="tokens in one packed micro-batch")
     logit_chunk_tokens: Count = Field(2048, description="tokens whose logits exist at once")
-    entropy_coefficient: float = Field(0.001, ge=0)
+    entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
+    entropy_target: PositiveOrNone = Field(
+        None,
+        description="entropy, nats a token, towards which the bonus fades linearly to nothing, judged by the batch "
+        "before; none: the bonus is constant",
+    )
     averaging: Literal["token", "sequence"] = Field("token", description="what the loss is a mean over")
     solver_row_weight: PositiveOrNone = Field(
         None, description="weight of solver rows in the loss and its denominator; none: 1 / attempts"

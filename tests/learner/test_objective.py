@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.objective import LossSums, mean_weights, policy_loss
+from learner.objective import LossSums, faded_entropy_coefficient, mean_weights, policy_loss
 from shared.config import TrustRegionConfig
 
 TRUST_REGION = TrustRegionConfig(clip_low=0.2, clip_high=0.28, importance_cap=2.0)
@@ -142,3 +142,19 @@ def test_parts_of_a_step_add_up_to_the_whole(averaging):
 def test_no_tokens_cost_nothing():
     loss, sums = policy_loss(*[torch.zeros(0)] * 6, TRUST_REGION, 0.1)
     assert loss.item() == sums.tokens.item() == sums.mismatch_max.item() == 0
+
+
+@pytest.mark.parametrize(
+    ("target", "entropy", "coefficient"),
+    [
+        (None, 0.7, 0.2),
+        (None, None, 0.2),
+        (0.5, None, 0.0),
+        (0.5, 0.0, 0.2),
+        (0.5, 0.125, 0.15),
+        (0.5, 0.5, 0.0),
+        (0.5, 3.0, 0.0),
+    ],
+)
+def test_the_entropy_bonus_fades_towards_its_target(target, entropy, coefficient):
+    assert faded_entropy_coefficient(0.2, target, entropy) == pytest.approx(coefficient)

@@ -166,6 +166,7 @@ def test_metrics_describe_the_batch(model_folder):
         loss=metrics.loss,
         gradient_norm=plain.train(batch),
         entropy=entropy.mean(),
+        entropy_coefficient=CONFIG.entropy_coefficient,
         ratio_mean=1.0,
         clip_fraction=0.0,
         importance_weight_mean=weight.mean(),
