@@ -1,15 +1,11 @@
-"""What each process of a run does first: logs into the run folder, and death with its parent."""
+"""What each process of a run does first: log into the run folder."""
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
-import signal
 import sys
 from pathlib import Path
-
-PR_SET_PDEATHSIG = 1
 
 
 def log_to_file(path: Path) -> None:
@@ -23,10 +19,3 @@ def log_to_file(path: Path) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
-
-
-def die_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends, however that ends."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from launch import segments
 from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.worker import WorkerSpec
@@ -23,6 +25,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
+SEGMENTS_INTERVAL_S = 2.0
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
@@ -61,25 +64,38 @@ class Cluster:
         self._log_folder = log_folder
         self._running: dict[Any, str] = {}
         self._actors: list[Any] = []
+        self._segments: set[Path] = set()
+        self._segments_seen_at = 0.0
 
     def __enter__(self) -> Self:
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=os.cpu_count(),
-            num_gpus=0,
-            object_store_memory=OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(self._folder),
-            _node_ip_address="127.0.0.1",
-        )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=os.cpu_count(),
+                num_gpus=0,
+                object_store_memory=OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(self._folder),
+                _node_ip_address="127.0.0.1",
+            )
+        except BaseException as error:
+            ray.shutdown()
+            if isinstance(error, PrimezeroError) or not isinstance(error, Exception):
+                raise
+            raise PrimezeroError(
+                f"Ray did not start: {error}. It keeps its sockets in {self._folder}: is that path short (TMPDIR), "
+                "and is there room?"
+            ) from error
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._note_segments()
         for actor in self._actors:
             ray.kill(actor)
         ray.shutdown()
+        segments.remove(self._segments)
 
     def start_rollout(self, config: Config, spec: WorkerSpec) -> None:
         """Start one rollout worker."""
@@ -102,6 +118,8 @@ class Cluster:
 
         Raises the PrimezeroError that ended one of them, or one that names its log.
         """
+        if time.monotonic() - self._segments_seen_at > SEGMENTS_INTERVAL_S:
+            self._note_segments()
         ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=timeout_s)
         results = {}
         for reference in ready:
@@ -115,6 +133,11 @@ class Cluster:
             except RayActorError as error:
                 raise PrimezeroError(f"the process of {name} died; see {self._log_file(name)}") from error
         return results
+
+    def _note_segments(self) -> None:
+        """Remember the shared memory in use: of a process that is killed, nobody can ask any more."""
+        self._segments |= segments.segments_of_descendants()
+        self._segments_seen_at = time.monotonic()
 
     def _start(self, process: type, name: str, env: Mapping[str, str], *arguments: object) -> None:
         actor = ray.remote(process).options(num_cpus=0, runtime_env={"env_vars": dict(env)}).remote()

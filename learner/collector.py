@@ -15,6 +15,23 @@ from learner.problem_buffer import ProblemBuffer
 from shared.config import RewardConfig, SelfPlayConfig
 from shared.episodes import ClosedTicket, Episode, Role, Task, Ticket, TicketId, Verdict
 from shared.errors import MessageError
+from shared.rewards import proposer_reward
+
+MAX_PROBLEM_CHARACTERS = 65_536
+MAX_REWARD = 1e6
+VERDICTS = {
+    Role.PROPOSER: {Verdict.VALID, Verdict.INVALID, Verdict.COPY, Verdict.UNPARSABLE},
+    Role.SOLVER: {Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """What no honest episode exceeds: tokens in prompt and response, and ids below `vocabulary`."""
+
+    prompt: int
+    response: int
+    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +63,7 @@ class Collector:
         tasks: Sequence[Task],
         selfplay: SelfPlayConfig,
         rewards: RewardConfig,
+        limits: TokenLimits,
         seed: int,
         lineage: int = 0,
     ) -> None:
@@ -53,9 +71,11 @@ class Collector:
         self._tasks = tuple(tasks)
         self._selfplay = selfplay
         self._rewards = rewards
+        self._limits = limits
         self._seed = seed
         self._lineage = lineage
         self._next_batch = 0
+        self._released = 0
         self._open: dict[int, _OpenBatch] = {}
 
     def open_through(self, version: int, last_batch: int) -> list[Ticket]:
@@ -69,10 +89,12 @@ class Collector:
         return tickets
 
     def close(self, closed: ClosedTicket) -> None:
-        """Take a closed ticket. One that was taken before is dropped.
+        """Take a closed ticket. One that was taken before, and perhaps released, is dropped.
 
         Raises MessageError when it does not fit the ticket that was issued.
         """
+        if closed.id.lineage == self._lineage and 0 <= closed.id.batch < self._released:
+            return
         batch = self._open.get(closed.id.batch)
         if closed.id.lineage != self._lineage or batch is None or not 0 <= closed.id.index < len(batch.tickets):
             raise MessageError("a closed ticket that is not open here")
@@ -94,6 +116,7 @@ class Collector:
         if not self.is_complete(number):
             raise RuntimeError(f"batch {number} is not complete")
         batch = self._open.pop(number)
+        self._released = number + 1
         tickets = [batch.closed[index] for index in range(len(batch.tickets))]
         if self._selfplay.repeat_in_batch == "invalid":
             tickets = self._judge_repeats(tickets)
@@ -135,12 +158,25 @@ class Collector:
             raise MessageError("a closed ticket with its roles mixed up")
         if any(attempt.role is not Role.SOLVER for attempt in closed.attempts):
             raise MessageError("a closed ticket with its roles mixed up")
-        if any(episode.task is not ticket.task for episode in closed.episodes):
+        if closed.problem.task is not ticket.task or any(e.task is not ticket.task for e in closed.episodes):
             raise MessageError("a closed ticket of another task")
+        if max(len(closed.problem.content), len(closed.problem.key)) > MAX_PROBLEM_CHARACTERS:
+            raise MessageError("a closed ticket with an endless problem")
         for episode in closed.episodes:
+            self._check_episode(episode)
             for span in episode.spans:
                 if not ticket.min_version <= span.version <= closed.id.batch:
                     raise MessageError(f"a token of version {span.version} in a ticket of batch {closed.id.batch}")
+
+    def _check_episode(self, episode: Episode) -> None:
+        if episode.verdict not in VERDICTS[episode.role]:
+            raise MessageError(f"a {episode.role} that is judged {episode.verdict}")
+        if abs(episode.reward) > MAX_REWARD:
+            raise MessageError("an episode with an impossible reward")
+        if len(episode.prompt_ids) > self._limits.prompt or len(episode.response_ids) > self._limits.response:
+            raise MessageError("an episode longer than sampling allows")
+        if max(int(episode.prompt_ids.max()), int(episode.response_ids.max())) >= self._limits.vocabulary:
+            raise MessageError("a token id outside the vocabulary")
 
     def _judge_repeats(self, tickets: list[ClosedTicket]) -> list[ClosedTicket]:
         seen: set[tuple[Task, str]] = set()
@@ -149,8 +185,8 @@ class Collector:
             if ticket.proposal is not None and ticket.proposed is not None:
                 name = (ticket.proposed.task, ticket.proposed.key)
                 if name in seen:
-                    cost = self._rewards.length_penalty * len(ticket.proposal.response_ids)
-                    repeat = replace(ticket.proposal, verdict=Verdict.REPEAT, reward=self._rewards.invalid - cost)
+                    reward = proposer_reward(Verdict.REPEAT, None, len(ticket.proposal.response_ids), self._rewards)
+                    repeat = replace(ticket.proposal, verdict=Verdict.REPEAT, reward=reward)
                     ticket = replace(ticket, proposal=repeat)
                 seen.add(name)
             judged.append(ticket)

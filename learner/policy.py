@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,11 @@ class Policy:
         """The Hugging Face model itself; its parameters are whole on every rank."""
         return self._engine.module.causal_lm
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return self.module.get_input_embeddings().num_embeddings
+
     def train(self, batch: TrainingBatch) -> TrainMetrics:
         """One TRR++ update on the batch, in `optimizer_steps_per_batch` optimizer steps."""
         config = self._config
@@ -169,7 +175,7 @@ class Policy:
             batch,
             plans,
             self._over_ranks(LossSums.combine(sums)),
-            gradient_norm=max(gradient_norms),
+            gradient_norm=float(np.max(gradient_norms)),
             lr=lr,
             entropy_coefficient=self._entropy_coefficient(),
         )
@@ -288,7 +294,10 @@ class _WarmUp:
 def _init_distributed(rank: int, world_size: int) -> None:
     # Its shared-memory collectives are compiled at the first start; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(rank=rank, world_size=world_size, auto_mpi_discovery=False, verbose=False)
+    # Between batches the other ranks wait for rank 0 as long as a batch takes; Ray tells when it dies.
+    deepspeed.init_distributed(
+        rank=rank, world_size=world_size, auto_mpi_discovery=False, verbose=False, timeout=timedelta(days=7)
+    )
 
 
 def _deepspeed_config(config: LearnerConfig, dtype: str) -> dict[str, object]:

@@ -86,9 +86,10 @@ class Progress:
 
     def summarise(self, steps: int) -> Summary:
         """Write summary.json and return it."""
-        window = min(self._config.run.final_evaluations, len(self._evaluations))
-        windows = [self._evaluations[i : i + window] for i in range(len(self._evaluations) - window + 1)]
-        before, after = self._evaluations[0], windows[-1]
+        before, trained = self._evaluations[0], self._evaluations[1:] or self._evaluations
+        window = min(self._config.run.final_evaluations, len(trained))
+        windows = [trained[i : i + window] for i in range(len(trained) - window + 1)]
+        after = windows[-1]
         summary = Summary(
             accuracy_before=before.accuracy,
             accuracy_after=_mean([e.accuracy for e in after]),

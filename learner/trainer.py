@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict
 
@@ -9,7 +10,7 @@ import torch
 
 from learner.batch import broadcast
 from learner.batch_metrics import batch_metrics
-from learner.collector import Collector
+from learner.collector import Collector, TokenLimits
 from learner.normalise import normalise
 from learner.parity import check_parity
 from learner.policy import Policy
@@ -65,6 +66,11 @@ class Trainer:
             tasks=list(spec.seeds),
             selfplay=config.selfplay,
             rewards=config.rewards,
+            limits=TokenLimits(
+                prompt=config.sampling.max_prompt_tokens,
+                response=config.sampling.max_response_tokens,
+                vocabulary=policy.vocabulary,
+            ),
             seed=config.run.seed,
         )
         identity = Identity(
@@ -117,10 +123,11 @@ class Trainer:
 
     def close(self) -> None:
         """Send the workers home; on every way out."""
-        self._pool.close()
-        if self._sender is not None:
-            self._sender.close()
-        self._progress.close()
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._progress.close)
+            if self._sender is not None:
+                closing.callback(self._sender.close)
+            closing.callback(self._pool.close)
 
     def _train_batch(self, number: int) -> dict[str, object]:
         batch = self._pool.wait_for_batch(number)
@@ -133,7 +140,7 @@ class Trainer:
                 f"the gradient of batch {number} is not finite: the weights are spoilt. Lower learner.lr, or see "
                 "metrics.jsonl for what grew before"
             )
-        return {"learner": asdict(trained), **asdict(batch_metrics(batch))}
+        return {"learner": asdict(trained), **asdict(batch_metrics(batch)), "rejected": self._pool.rejected}
 
     def _sync(self, version: int) -> dict[str, object]:
         assert self._sender is not None

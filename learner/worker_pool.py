@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from learner.collector import Batch, Collector
@@ -33,7 +33,7 @@ class Identity:
 class _Worker:
     name: str
     incarnation: int
-    open: dict[TicketId, Ticket] = field(default_factory=dict)
+    open: set[TicketId] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -45,7 +45,7 @@ class _PendingCall:
 class WorkerPool:
     """Deals tickets to workers as credit, collects what they close, and calls them.
 
-    The open tickets of a worker that leaves go to the others.
+    Workers join before the first weight sync: a later one would sample from old weights.
 
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
     lock guards it all. Every wait has a timeout, and ends at once when a worker has failed.
@@ -61,19 +61,19 @@ class WorkerPool:
         self._calls: dict[int, _PendingCall] = {}
         self._call_ids = itertools.count()
         self._failure: PrimezeroError | None = None
-        self._server = StreamServer(
-            endpoint,
-            self._handle,
-            max_message_bytes=config.stream.max_message_mib * 2**20,
-            on_failure=lambda error: self._fail(
-                WorkerFailedError(f"the learner's end of the stream failed: {error!r}")
-            ),
-        )
+        self._joining = True
+        with self._changed:  # a worker may greet before the server is assigned
+            self._server = StreamServer(
+                endpoint,
+                self._handle,
+                max_message_bytes=config.stream.max_message_mib * 2**20,
+                on_failure=self._stream_failed,
+            )
 
     @property
-    def rejected(self) -> Mapping[str, int]:
+    def rejected(self) -> dict[str, int]:
         """Refused messages by reason."""
-        return self._server.rejected
+        return dict(self._server.rejected)
 
     def wait_for_workers(self, count: int, timeout_s: float) -> None:
         """Until `count` workers have been welcomed.
@@ -85,6 +85,8 @@ class WorkerPool:
             timeout_s,
             lambda: f"{len(self._workers)} of {count} rollout workers connected; see logs/rollout-*.log",
         )
+        with self._changed:
+            self._joining = False
 
     def open_through(self, version: int, last_batch: int) -> None:
         """Open and deal out every batch up to `last_batch` that `version` may sample."""
@@ -185,6 +187,9 @@ class WorkerPool:
 
     # --- on the I/O thread ---
 
+    def _stream_failed(self, error: Exception) -> None:
+        self._fail(WorkerFailedError(f"the learner's end of the stream failed: {error!r}"))
+
     def _handle(self, peer: bytes, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
         with self._changed:
             if isinstance(message, msg.Hello):
@@ -199,7 +204,7 @@ class WorkerPool:
         match message:
             case msg.Closed():
                 self._collector.close(msg.decode_closed(message, buffers))
-                self._workers[peer].open.pop(message.id, None)
+                self._workers[peer].open.discard(message.id)
                 self._server.send(peer, msg.Ack(message.sequence))
                 self._deal()
             case msg.Reply():
@@ -209,9 +214,6 @@ class WorkerPool:
                 call.results[self._workers[peer].name] = message.result
             case msg.Failed():
                 self._fail(WorkerFailedError(f"rollout worker {self._workers[peer].name}: {message.reason}"))
-            case msg.Bye():
-                self._waiting.extendleft(reversed(self._workers.pop(peer).open.values()))
-                self._deal()
             case _:
                 raise MessageError(f"a worker may not send {type(message).__name__}")
 
@@ -222,7 +224,9 @@ class WorkerPool:
         for part in ("model", "tokenizer", "environment"):
             if getattr(ours, part) != getattr(theirs, part):
                 raise MessageError(f"the worker has another {part} than the learner")
-        if any(worker.name == hello.worker for worker in self._workers.values()):
+        if not self._joining:
+            raise MessageError("the run has begun; a worker cannot join any more")
+        if peer in self._workers or any(worker.name == hello.worker for worker in self._workers.values()):
             raise MessageError(f"a rollout worker named {hello.worker} is already here")
         self._workers[peer] = _Worker(hello.worker, hello.incarnation)
         log.info("rollout worker %s joined", hello.worker)
@@ -238,7 +242,7 @@ class WorkerPool:
             if len(worker.open) >= limit:
                 break
             ticket = self._waiting.popleft()
-            worker.open[ticket.id] = ticket
+            worker.open.add(ticket.id)
             dealt.setdefault(peer, []).append(ticket)
         for peer, tickets in dealt.items():
             self._server.send(peer, msg.Work(tuple(tickets)))

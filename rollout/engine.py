@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 
 from rollout.weight_transfer import WORKER_EXTENSION
 from shared.config import RolloutConfig
@@ -158,7 +158,7 @@ class Engine:
             stop_token_ids=self._stop_token_ids,
             logprobs=0,
         )
-        output = await self._request(prompt_ids, params, request_id)
+        output = await self._request(prompt_ids, params, request_id, urgent=greedy)
         samples = [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
         return samples * n if greedy else samples
 
@@ -170,7 +170,7 @@ class Engine:
         if not 2 <= len(token_ids) < self._max_model_len:
             raise EngineError(f"cannot score {len(token_ids)} tokens: 2 to {self._max_model_len - 1} fit the engine")
         params = _sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=True)
-        output = await self._request(token_ids, params, request_id)
+        output = await self._request(token_ids, params, request_id, urgent=True)
         return _chosen_logprobs(output.prompt_logprobs, first=1)
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
@@ -258,12 +258,16 @@ class Engine:
         _kill(processes)
         self._thread.shutdown()
 
-    async def _request(self, prompt_ids: Sequence[int], params: Any, request_id: str) -> Any:
+    async def _request(self, prompt_ids: Sequence[int], params: Any, request_id: str, *, urgent: bool) -> Any:
         self._check_usable()
+        # A probe or an evaluation holds up the learner: it does not queue behind samples.
+        priority = -1 if urgent else 0
         prompt = {"prompt_token_ids": [int(token) for token in prompt_ids]}
         try:
             async with asyncio.timeout(self._request_timeout_s):
-                async for output in self._llm.generate(prompt, params, request_id):  # leaving it aborts the request
+                async for output in self._llm.generate(
+                    prompt, params, request_id, priority=priority
+                ):  # leaving it aborts the request
                     if output.finished:
                         return output
         except TimeoutError as error:
@@ -360,6 +364,7 @@ def _start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_
         max_num_batched_tokens=max(_STEP_TOKENS, max_model_len),
         block_size=rollout.block_size,
         enable_prefix_caching=True,
+        scheduling_policy="priority",
         enforce_eager=True,
         distributed_executor_backend="uni",
         disable_log_stats=True,

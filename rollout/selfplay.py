@@ -10,10 +10,10 @@ import numpy as np
 from rollout.chat import ChatTokenizer
 from rollout.engine import Engine, Sample
 from rollout.environment import Environment
-from rollout.rewards import proposer_reward, solver_reward
 from shared.config import Config
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, Verdict
 from shared.errors import PrimezeroError
+from shared.rewards import proposer_reward, solver_reward
 
 
 class SelfPlay:

@@ -15,10 +15,12 @@ from rollout.evaluation import evaluate
 from rollout.selfplay import SelfPlay
 from shared import messages as msg
 from shared.config import Config
-from shared.episodes import ClosedTicket, Ticket
+from shared.episodes import Ticket
 from shared.errors import PrimezeroError, WorkerFailedError
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 from shared.transport import StreamClient
+
+LIVENESS_INTERVAL_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,6 @@ class RolloutWorker:
         self._chat = ChatTokenizer.from_folder(config.model.path)
         self._selfplay = SelfPlay(config, engine, self._environment, self._chat)
         self._sequence = 0
-        self._unacknowledged: dict[int, ClosedTicket] = {}
         # Cleared from the moment new weights go live until the learner has seen them pass the probe.
         self._weights_proven = asyncio.Event()
         self._weights_proven.set()
@@ -75,6 +76,7 @@ class RolloutWorker:
     async def run(self) -> None:
         """Until the learner says Bye. A failure in any part is reported to the learner, and raised."""
         await self._greet()
+        self._start(self._watch_engine())
         receiving = asyncio.create_task(self._receive())
         try:
             await asyncio.wait({receiving, self._failed}, return_when=asyncio.FIRST_COMPLETED)
@@ -115,8 +117,8 @@ class RolloutWorker:
                         self._start(self._work(ticket))
                 case msg.Call(id, request):
                     self._start(self._answer(id, request))
-                case msg.Ack(sequence):
-                    self._unacknowledged.pop(sequence, None)
+                case msg.Ack():
+                    pass
                 case msg.ProbePassed():
                     self._weights_proven.set()
                 case msg.Refused(reason):
@@ -137,11 +139,15 @@ class RolloutWorker:
         if error is not None and not self._failed.done():
             self._failed.set_exception(error)
 
+    async def _watch_engine(self) -> None:
+        while True:
+            await asyncio.sleep(LIVENESS_INTERVAL_S)
+            await self._engine.check_alive()
+
     async def _work(self, ticket: Ticket) -> None:
         closed = await self._selfplay.play(ticket)
         await self._weights_proven.wait()
         sequence, self._sequence = self._sequence, self._sequence + 1
-        self._unacknowledged[sequence] = closed
         await self._client.send(msg.encode_closed(sequence, closed))
 
     async def _answer(self, id: int, request: msg.Request) -> None:
@@ -176,6 +182,4 @@ class RolloutWorker:
                     max_response_tokens=self._config.sampling.max_response_tokens,
                 )
                 return msg.Evaluated(evaluation)
-            case msg.Ping():
-                await self._engine.check_alive()
         return msg.Done()

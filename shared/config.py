@@ -19,6 +19,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from shared.errors import ConfigError
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 # TOML has no null: "none" stands for it.
@@ -46,7 +47,7 @@ class RunConfig(Section):
     )
     evaluate_every: Count = Field(20, description="steps between evaluations")
     final_evaluations: Count = Field(
-        1, description="evaluations at the end, `evaluate_every` steps apart, averaged as accuracy_after"
+        1, description="the last evaluations, the untrained model's not counted, averaged as accuracy_after"
     )
 
     @field_validator("name")
@@ -58,7 +59,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _final_evaluations_fit(self) -> Self:
-        if (self.final_evaluations - 1) * self.evaluate_every > self.steps:
+        if self.final_evaluations > 1 and self.final_evaluations * self.evaluate_every > self.steps:
             raise ValueError(
                 f"final_evaluations={self.final_evaluations} at evaluate_every={self.evaluate_every} "
                 f"do not fit into steps={self.steps}"
@@ -174,7 +175,7 @@ class LearnerConfig(Section):
     zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
     lr: float = Field(1e-6, ge=0, description="AdamW learning rate, constant after warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
-    betas: tuple[Share, Share] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(0.01, ge=0)
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     optimizer_steps_per_batch: Count = Field(1, description="mini-batches that a batch is split into")
@@ -210,7 +211,6 @@ class StreamConfig(Section):
 
     max_message_mib: Count = Field(256, description="largest message accepted")
     batch_timeout_s: Seconds = Field(900, description="longest wait for a batch's next closed ticket")
-    connect_timeout_s: Seconds = Field(60, description="longest wait for the other side's greeting")
 
 
 class Config(Section):

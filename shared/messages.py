@@ -66,7 +66,7 @@ class Refused(_Message, frozen=True):
 
 
 class Bye(_Message, frozen=True):
-    """Learner → worker: no more work, leave. Worker → learner: leaving."""
+    """Learner → worker: no more work, leave."""
 
 
 class Failed(_Message, frozen=True):
@@ -154,11 +154,7 @@ class Evaluate(_Message, frozen=True):
     version: int
 
 
-class Ping(_Message, frozen=True):
-    """A round trip through the engine."""
-
-
-Request = InitTransfer | StartUpdate | UpdateWeights | FinishUpdate | Evaluate | Ping
+Request = InitTransfer | StartUpdate | UpdateWeights | FinishUpdate | Evaluate
 
 
 class Call(_Message, frozen=True):
@@ -264,7 +260,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
         raise MessageError("empty message")
     try:
         message = _decoder.decode(frames[0])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"malformed header: {error}") from error
     buffers = frames[1:]
     if len(buffers) != (3 if isinstance(message, Closed) else 0):

@@ -72,6 +72,12 @@ def stop_tokens(folder: Path) -> list[int]:
     return sorted(tokens)
 
 
+def context_length(folder: Path) -> int | None:
+    """Tokens that the model can read (max_position_embeddings); None where its configuration does not say."""
+    length = _read(folder / "config.json").get("max_position_embeddings")
+    return length if isinstance(length, int) else None
+
+
 def copy_tokenizer(source: Path, destination: Path) -> None:
     """Copy what a model folder holds beside its weights and their configuration."""
     for name in (*_TOKENIZER_FILES, "generation_config.json"):

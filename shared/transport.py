@@ -22,6 +22,7 @@ from shared.messages import Closed, Frame, Message, Refused, decode, encode
 
 LINGER_MS = 1000
 COPY_THRESHOLD = 65536
+REASONS_KEPT = 100
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class StreamServer:
         self._on_failure = on_failure
         self._outbox: queue.SimpleQueue[tuple[bytes, list[Frame]]] = queue.SimpleQueue()
         self._closing = False
+        self._ended = False
+        self._wake_lock = threading.Lock()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
@@ -58,16 +61,24 @@ class StreamServer:
         self._thread.start()
 
     def send(self, peer: bytes, message: Message) -> None:
-        """Queue a message for a peer; from any thread. A peer that has gone is logged, not an error."""
+        """Queue a message for a peer; from any thread. A peer that has gone is logged, not an error.
+
+        Once the server has failed or is closed, messages go nowhere.
+        """
         self._outbox.put((peer, encode(message)))
-        os.eventfd_write(self._wake, 1)
+        self._wake_up()
 
     def close(self) -> None:
         """Send what is queued, then stop."""
         if not self._closing:
             self._closing = True
-            os.eventfd_write(self._wake, 1)
+            self._wake_up()
             self._thread.join(timeout=5)
+
+    def _wake_up(self) -> None:
+        with self._wake_lock:
+            if not self._ended:
+                os.eventfd_write(self._wake, 1)
 
     def _run(self) -> None:
         poller = zmq.Poller()
@@ -89,7 +100,9 @@ class StreamServer:
         finally:
             self._socket.close()
             self._context.term()
-            os.close(self._wake)
+            with self._wake_lock:
+                self._ended = True
+                os.close(self._wake)
 
     def _flush(self) -> None:
         while not self._outbox.empty():
@@ -109,9 +122,14 @@ class StreamServer:
                 message, buffers = decode([frame.buffer for frame in frames])
                 self._handler(peer.bytes, message, buffers)
             except MessageError as error:
-                self.rejected[str(error)[:200]] += 1
+                self._count(str(error).partition(":")[0])
                 log.warning("refused a message of peer %s: %s", peer.bytes.hex(), error)
                 self.send(peer.bytes, Refused(str(error)))
+
+    def _count(self, reason: str) -> None:
+        # What a peer sends may shape the reason: the number of reasons kept is bounded.
+        known = reason in self.rejected or len(self.rejected) < REASONS_KEPT
+        self.rejected[reason if known else "other"] += 1
 
 
 class StreamClient:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 from factories import make_closed, make_episode
 
-from learner.collector import Collector
+from learner.collector import Collector, TokenLimits
 from learner.problem_buffer import ProblemBuffer
 from shared.config import RewardConfig, SelfPlayConfig
 from shared.episodes import Problem, Role, Task, Ticket, TicketId, Verdict
@@ -18,6 +18,7 @@ def collector(seeds, seed=0, **selfplay) -> Collector:
         tasks=list(Task),
         selfplay=SelfPlayConfig(seed_problems_per_task=5, buffer_capacity=50, **settings),
         rewards=RewardConfig(),
+        limits=TokenLimits(prompt=10, response=10, vocabulary=100),
         seed=seed,
     )
 
@@ -141,10 +142,27 @@ def test_what_does_not_fit_the_ticket_is_refused(seeds):
         make_closed(late_ticket, version=late_ticket.min_version - 1),
         replace(make_closed(buffer_ticket), proposal=make_episode(Role.PROPOSER)),
         replace(good, attempts=(make_episode(task=Task.INDUCTION),) * 2),
+        replace(good, attempts=(make_episode(verdict=Verdict.VALID),) * 2),
+        replace(good, attempts=(make_episode(reward=1e300),) * 2),
+        replace(good, attempts=(make_episode(response=[100]),) * 2),
+        replace(good, attempts=(make_episode(prompt=[2**31 - 1]),) * 2),
+        replace(good, attempts=(make_episode(response=[1] * 11),) * 2),
+        replace(good, attempts=(make_episode(prompt=[1] * 11),) * 2),
+        make_closed(proposal_ticket, proposed=Problem(Task.INDUCTION, "c", "k")),
+        make_closed(proposal_ticket, proposed=Problem(proposal_ticket.task, "c" * 10**6, "k")),
     ):
         with pytest.raises(MessageError):
             collecting.close(bad)
     collecting.close(good)
+
+
+def test_a_ticket_of_a_released_batch_is_dropped_not_refused(seeds):
+    collecting = collector(seeds, max_staleness=0)
+    tickets = collecting.open_through(0, 9)
+    for ticket in tickets:
+        collecting.close(make_closed(ticket))
+    collecting.release(0)
+    collecting.close(make_closed(tickets[0]))
 
 
 def test_an_unfinished_batch_is_not_released(seeds):

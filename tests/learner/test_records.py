@@ -65,6 +65,16 @@ def test_summary_averages_consecutive_evaluations(tmp_path):
     assert lines[1]["tasks"]["induction"]["accuracy"] == 0.9
 
 
+def test_the_untrained_models_evaluation_is_never_part_of_the_result(tmp_path):
+    config = load_config(None, ["--run.steps=6", "--run.evaluate_every=2", "--run.final_evaluations=3"])
+    progress = Progress(config, tmp_path)
+    for version, accuracy in ((0, 0.0), (2, 0.6)):  # stopped early
+        progress.evaluated(evaluation(version, accuracy, accuracy, accuracy))
+    summary = progress.summarise(2)
+    progress.close()
+    assert summary.accuracy_after == summary.accuracy_best == pytest.approx(0.6)
+
+
 def test_a_step_is_one_line_with_its_phases_and_no_invalid_numbers(tmp_path):
     progress = Progress(load_config(None), tmp_path)
     progress.lap("wait_s")

@@ -8,7 +8,7 @@ import pytest
 import zmq
 from factories import make_closed
 
-from learner.collector import Collector
+from learner.collector import Collector, TokenLimits
 from learner.parity import check_parity
 from learner.problem_buffer import ProblemBuffer
 from learner.weight_client import StreamWeightSyncClient
@@ -89,6 +89,7 @@ def make_pool(tmp_path, seeds):
             tasks=list(Task),
             selfplay=config.selfplay,
             rewards=config.rewards,
+            limits=TokenLimits(prompt=10, response=10, vocabulary=100),
             seed=0,
         )
         endpoint = f"ipc://{tmp_path}/pool{len(made)}"
@@ -139,22 +140,22 @@ def test_credit_bounds_open_tickets_and_work_is_shared(make_pool):
         worker.leave()
 
 
-def test_the_open_tickets_of_a_worker_that_leaves_go_to_another(make_pool):
+def test_a_worker_that_comes_after_the_start_is_refused(make_pool):
     pool, endpoint = make_pool()
-    first = joined(endpoint, "rollout-0")
-    pool.open_through(0, 9)
-    tickets = first.get(msg.Work).tickets
-    first.close_ticket(tickets[0])
-    first.get(msg.Ack)
-    first.send(msg.Bye())
-    second = joined(endpoint, "rollout-1")
-    moved = second.get(msg.Work).tickets
-    assert {t.id for t in moved} == {t.id for t in tickets[1:]}
-    for ticket in moved:
-        second.close_ticket(ticket)
-    assert len(pool.wait_for_batch(0).tickets) == 6
+    first = joined(endpoint)
+    pool.wait_for_workers(1, 5)
+    late = FakeWorker(endpoint, "rollout-1").hello()
+    assert "cannot join" in late.get(msg.Refused).reason
     first.leave()
-    second.leave()
+    late.leave()
+
+
+def test_a_second_greeting_of_the_same_peer_is_refused(make_pool):
+    _, endpoint = make_pool()
+    worker = joined(endpoint)
+    worker.name = "rollout-1"
+    assert "already here" in worker.hello().get(msg.Refused).reason
+    worker.leave()
 
 
 @pytest.mark.parametrize(
@@ -236,9 +237,9 @@ def answer(worker: FakeWorker, result: msg.Result) -> msg.Request:
 def test_calls_reach_all_workers_and_return_their_answers(make_pool):
     pool, endpoint = make_pool()
     workers = [joined(endpoint, f"rollout-{i}") for i in range(2)]
-    call = pool.start_call(msg.Ping())
+    call = pool.start_call(msg.StartUpdate())
     for worker in workers:
-        assert answer(worker, msg.Done()) == msg.Ping()
+        assert answer(worker, msg.Done()) == msg.StartUpdate()
     assert pool.finish_call(call, 5) == {"rollout-0": msg.Done(), "rollout-1": msg.Done()}
     for worker in workers:
         worker.leave()
@@ -263,7 +264,7 @@ def test_a_weight_sync_without_an_answer_times_out(make_pool):
     pool, endpoint = make_pool()
     worker = joined(endpoint)
     with pytest.raises(WeightSyncError, match="0 of 1 workers answered"):
-        StreamWeightSyncClient(pool, probe=[1], timeout_s=0.1).start_weight_update()
+        StreamWeightSyncClient(pool, probe=[1], timeout_s=0.1).init_weight_transfer_engine({})
     worker.leave()
 
 

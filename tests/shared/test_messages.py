@@ -162,6 +162,22 @@ def test_random_frames_raise_nothing_but_message_errors(frames):
         pass
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"\x82\xa4type\xa6Failed\xa6reason\xa2\xff\xff",  # a string that is not UTF-8
+        b"\x81\xa4type\xa2\xff\xff",
+        b"\x82\xa4type\xa6Failed\xa6reason" + b"\x91" * 100_000,  # nested too deep
+        b"\x83\xa4type\xa4Call\xa2id\x00\xa7request\x82\xa4type\xacInitTransfer\xa4info\x81\xa1a" + b"\x91" * 100_000,
+        b"\x82\xa4type\xa6Failed\xa6reason\xdb\xff\xff\xff\xff",  # a string of 4 GiB that is not there
+        b"\xdd\xff\xff\xff\xff",
+    ],
+)
+def test_headers_that_break_decoders_are_message_errors(header):
+    with pytest.raises(MessageError):
+        msg.decode([header])
+
+
 def test_buffers_on_other_messages_are_refused():
     with pytest.raises(MessageError, match="Bye with 1 buffers"):
         msg.decode([*msg.encode(msg.Bye()), b"more"])

@@ -68,6 +68,20 @@ async def test_refused_messages_are_counted_answered_and_survived(server, client
     await exchange(server, client)
 
 
+async def test_text_that_is_not_text_does_not_end_the_server(server, client):
+    await client.send([b"\x82\xa4type\xa6Failed\xa6reason\xa2\xff\xff"])
+    assert isinstance(await client.receive(5), msg.Refused)
+    await exchange(server, client)
+    assert server.failures == []
+
+
+async def test_the_number_of_reasons_kept_is_bounded(server, client):
+    for i in range(150):
+        server._count(f"reason {i}")
+    assert len(server.rejected) == 101
+    assert server.rejected["other"] == 50
+
+
 async def test_oversized_messages_do_not_reach_the_handler(server, client, endpoint):
     context = zmq.Context()
     foreign = context.socket(zmq.DEALER)
@@ -96,4 +110,6 @@ async def test_a_bug_in_the_handler_is_reported(endpoint, client):
     await client.send(msg.encode(msg.Bye()))
     error = await asyncio.to_thread(failures.get, timeout=5)
     assert str(error) == "a bug"
+    server._thread.join(5)
+    server.send(b"anybody", msg.Bye())  # nobody is there to send it, and nothing else is written to
     server.close()

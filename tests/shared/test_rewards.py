@@ -2,9 +2,9 @@ import random
 
 import pytest
 
-from rollout.rewards import expected_learnability, proposer_reward, solver_reward
 from shared.config import RewardConfig
 from shared.episodes import Verdict
+from shared.rewards import expected_learnability, proposer_reward, solver_reward
 
 REWARDS = RewardConfig()
 
