@@ -4,14 +4,24 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 seed=0
-if [ "${1:-}" = --seed ]; then
-  seed=${2:?--seed needs a number}
-  shift 2
-fi
+overrides=()
+while [ $# -gt 0 ]; do
+  case $1 in
+    --seed) seed=${2:?--seed needs a number}; shift 2 ;;
+    --seed=*) seed=${1#--seed=}; shift ;;
+    *) overrides+=("$1"); shift ;;
+  esac
+done
 bash launch/setup.sh cpu
-model=models/tiny-$seed
+
 config=launch/configs/cpu_demo.toml
-if [ ! -f "$model/config.json" ]; then
+model=models/tiny-$seed
+# What the model is made of; where that has changed, it is made anew.
+recipe=$(cat launch/tiny_model.py rollout/prime_inversion.py rollout/chat.py "$config" | sha256sum | cut -d' ' -f1)
+if [ "$(cat "$model/.recipe" 2>/dev/null)" != "$recipe" ]; then
+  if [ -d "$model" ]; then rm -r "$model"; fi
   .venv/bin/primezero init-model "$model" --config "$config" --run.seed "$seed"
+  echo "$recipe" >"$model/.recipe"
 fi
-exec .venv/bin/primezero train --config "$config" --model.path "$model" --run.seed "$seed" "$@"
+exec .venv/bin/primezero train --config "$config" --model.path "$model" --run.seed "$seed" \
+  ${overrides[@]+"${overrides[@]}"}

@@ -23,6 +23,29 @@ def test_an_incomplete_model_folder_says_what_is_missing(capsys, tmp_path, missi
     assert missing.removeprefix("model") in capsys.readouterr().err
 
 
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    from launch.tiny_model import TinyModelSettings, make_tiny_model
+    from shared.config import EnvironmentConfig
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny_model(folder, EnvironmentConfig(), settings=TinyModelSettings(steps=1, batch=2), seed=0)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--sampling.max_response_tokens", "4000"], "reads 512 tokens at most"),
+        (["--sampling.max_response_tokens", "12", "--sampling.max_prompt_tokens", "20"], "max_prompt_tokens=20 is too"),
+    ],
+)
+def test_prompts_that_cannot_fit_are_refused_before_anything_starts(capsys, tmp_path, model, overrides, said):
+    assert main(["train", "--run.folder", str(tmp_path), "--model.path", str(model), *overrides]) == 1
+    assert said in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_config_lists_every_key_with_a_word_on_it(capsys):
     assert main(["config"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -115,8 +115,8 @@ def start(tmp_path, model):
 
 
 def leftovers() -> set[str]:
-    shared_memory = {str(p) for p in Path("/dev/shm").glob("primezero-*")}
-    return shared_memory | {str(p) for p in Path("/tmp").glob("primezero-*")}
+    segments = (p for pattern in ("primezero-*", "psm_*", "sem.mp-*") for p in Path("/dev/shm").glob(pattern))
+    return {str(p) for p in (*segments, *Path("/tmp").glob("primezero-*"))}
 
 
 def loaded(folder: Path) -> dict:
@@ -181,10 +181,11 @@ def test_interrupted_once_it_finishes_the_step_and_leaves_a_complete_run(start):
     assert (run.folder / "model" / "model.safetensors").is_file()
 
 
-def test_interrupted_twice_it_leaves_at_once(start):
+@pytest.mark.parametrize("moment", [r"starting", r"step +2/"])
+def test_interrupted_twice_it_leaves_at_once(start, moment):
     run = start(**{"run.steps": 10_000})
-    run.wait_for("starting")
-    time.sleep(5)
+    run.wait_for(moment)
+    time.sleep(3)
     run.press_ctrl_c()
     time.sleep(0.5)
     run.press_ctrl_c()

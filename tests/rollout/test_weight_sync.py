@@ -26,6 +26,7 @@ from tiny_engine import (
 )
 
 import rollout.engine
+from learner.parity import check_parity
 from learner.weight_sender import WeightSender
 from rollout.engine import Sample
 from shared.episodes import Float32Array
@@ -59,6 +60,12 @@ class Setup:
         """Largest difference between the engine's and transformers' log-probabilities of the probe."""
         scores = self.loop.run(self.engine.score(PROBE, f"probe-{secrets.token_hex(4)}"))
         return float(np.abs(scores - reference_logprobs(self.model, PROBE)).max())
+
+    def check(self) -> None:
+        """The learner's own check after a sync."""
+        engine = self.loop.run(self.engine.score(PROBE, f"probe-{secrets.token_hex(4)}")).tolist()
+        learner = reference_logprobs(self.model, PROBE)
+        check_parity(learner, engine, worker="w", version=self.version, tolerance=TOLERANCE[self.dtype])
 
     def close(self) -> None:
         self.sender.close()
@@ -119,11 +126,12 @@ def fresh_scores(setup: Setup, request: pytest.FixtureRequest) -> Float32Array:
 def test_receiver_that_misses_the_tied_head_is_seen(setup: Setup) -> None:
     setup.loop.run(setup.engine._llm.collective_rpc("plant_missed_head"))
     setup.sync(seed=100)
-    seen = setup.engine_error()
+    with pytest.raises(WeightSyncError, match="other weights than the learner at version"):
+        setup.check()
+    assert setup.engine_error() > 10 * TOLERANCE[setup.dtype]
     setup.loop.run(setup.engine._llm.collective_rpc("remove_fault"))
     setup.sync(seed=101)
-    assert seen > 10 * TOLERANCE[setup.dtype]
-    assert setup.engine_error() < TOLERANCE[setup.dtype]
+    setup.check()
 
 
 @on("float32")
