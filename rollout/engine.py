@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 import psutil
 
+from rollout.sample import Sample, chosen_logprobs, sample_of
 from rollout.weight_transfer import WORKER_EXTENSION
 from shared.config import RolloutConfig
-from shared.episodes import Float32Array, Int32Array, VersionSpan
+from shared.episodes import Float32Array
 from shared.errors import EngineError, PrimezeroError, WeightSyncError
 from shared.model_folder import check_model_folder, stop_tokens
 
@@ -29,22 +29,6 @@ _SHUTDOWN_TIMEOUT_S = 20.0
 _POLL_S = 0.01
 _SEED_BITS = 62
 _STEP_TOKENS = 8192
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """One sampled completion.
-
-    token_ids: int32 [tokens], the sampled stop token included
-    logprobs: float32 [tokens], of each token under the distribution it was drawn from
-    spans: weight versions of the tokens, in order, covering all of them
-    truncated: cut by the length limit
-    """
-
-    token_ids: Int32Array
-    logprobs: Float32Array
-    spans: tuple[VersionSpan, ...]
-    truncated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +48,7 @@ class Engine:
     def __init__(self, llm: Any, thread: ThreadPoolExecutor, stop_token_ids: list[int], max_model_len: int) -> None:
         self._llm = llm
         self._thread = thread
-        self._processes = _engine_processes(llm)
+        self._processes = [psutil.Process(p.pid) for p in llm.engine_core.resources.engine_manager.processes]
         self._stop_token_ids = stop_token_ids
         self._max_model_len = max_model_len
         self._request_timeout_s = 0.0
@@ -159,7 +143,7 @@ class Engine:
             logprobs=0,
         )
         output = await self._request(prompt_ids, params, request_id, urgent=greedy)
-        samples = [_sample(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
+        samples = [sample_of(completion) for completion in sorted(output.outputs, key=lambda c: c.index)]
         return samples * n if greedy else samples
 
     async def score(self, token_ids: Sequence[int], request_id: str) -> Float32Array:
@@ -171,7 +155,7 @@ class Engine:
             raise EngineError(f"cannot score {len(token_ids)} tokens: 2 to {self._max_model_len - 1} fit the engine")
         params = _sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=True)
         output = await self._request(token_ids, params, request_id, urgent=True)
-        return _chosen_logprobs(output.prompt_logprobs, first=1)
+        return chosen_logprobs(output.prompt_logprobs, first=1)
 
     async def init_weight_transfer(self, init_info: dict[str, Any]) -> None:
         """Prepare for updates from a learner; WeightSyncError if it speaks another format."""
@@ -251,7 +235,7 @@ class Engine:
         await asyncio.get_running_loop().run_in_executor(None, self._end)
 
     def _end(self) -> None:
-        processes = self._processes + [child for process in self._processes for child in _children(process)]
+        processes = _with_descendants(self._processes)
         if self._llm is not None:
             self._llm.shutdown(timeout=_SHUTDOWN_TIMEOUT_S)
         self._llm = None
@@ -380,8 +364,7 @@ async def _abandon_start(starting: asyncio.Future[Any], thread: ThreadPoolExecut
     def end() -> None:
         for child in multiprocessing.active_children():
             if child.name.startswith("EngineCore") and child.pid not in others:
-                tree = [psutil.Process(child.pid)]
-                _kill(tree + _children(tree[0]))
+                _kill(_with_descendants([psutil.Process(child.pid)]))
 
     if not starting.done():
         await asyncio.get_running_loop().run_in_executor(None, end)
@@ -389,16 +372,12 @@ async def _abandon_start(starting: asyncio.Future[Any], thread: ThreadPoolExecut
     thread.shutdown(wait=False, cancel_futures=True)
 
 
-def _engine_processes(llm: Any) -> list[psutil.Process]:
-    manager = llm.engine_core.resources.engine_manager
-    return [psutil.Process(process.pid) for process in manager.processes]
-
-
-def _children(process: psutil.Process) -> list[psutil.Process]:
-    try:
-        return process.children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
+def _with_descendants(processes: list[psutil.Process]) -> list[psutil.Process]:
+    found = list(processes)
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            found += process.children(recursive=True)
+    return found
 
 
 def _kill(processes: list[psutil.Process]) -> None:
@@ -418,24 +397,3 @@ def _sampling_params(**arguments: Any) -> Any:
         )
     except Exception as error:
         raise EngineError(f"the engine refuses these sampling parameters: {error}") from error
-
-
-def _sample(completion: Any) -> Sample:
-    spans = tuple(VersionSpan(int(span.version), span.start, span.end) for span in completion.weight_versions or ())
-    count = len(completion.token_ids)
-    if not spans or spans[0].start != 0 or spans[-1].end != count:
-        raise EngineError(f"the engine reported weight versions {spans} for {count} tokens")
-    logprobs = _chosen_logprobs(completion.logprobs, first=0)
-    if len(logprobs) != count:
-        raise EngineError(f"the engine reported {len(logprobs)} log-probabilities for {count} tokens")
-    return Sample(
-        token_ids=np.asarray(completion.token_ids, dtype=np.int32),
-        logprobs=logprobs,
-        spans=spans,
-        truncated=completion.finish_reason == "length",
-    )
-
-
-def _chosen_logprobs(flat: Any, first: int) -> Float32Array:
-    """Of each position from `first` on, the first entry: the token that is there."""
-    return np.asarray([flat.logprobs[start] for start in flat.start_indices[first:]], dtype=np.float32)

@@ -8,8 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from rollout.chat import ChatTokenizer
-from rollout.engine import Engine, Sample
+from rollout.engine import Engine
 from rollout.environment import Environment
+from rollout.sample import Sample
 from shared.config import Config
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, Verdict
 from shared.errors import PrimezeroError

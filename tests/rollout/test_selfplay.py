@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rollout.engine import Sample
 from rollout.environment import make_environment
 from rollout.evaluation import evaluate
+from rollout.sample import Sample
 from rollout.selfplay import SelfPlay
 from shared.config import Config, load_config
 from shared.episodes import Problem, Role, Task, Ticket, TicketId, Verdict, VersionSpan

@@ -28,7 +28,7 @@ from tiny_engine import (
 import rollout.engine
 from learner.parity import check_parity
 from learner.weight_sender import WeightSender
-from rollout.engine import Sample
+from rollout.sample import Sample
 from shared.episodes import Float32Array
 from shared.errors import EngineError, WeightSyncError
 
