@@ -27,6 +27,7 @@ from learner.objective import LossSums, faded_entropy_coefficient, policy_loss
 from learner.packing import MicroBatch, StepPlan, plan_step
 from shared.config import LearnerConfig
 from shared.errors import ModelFolderError
+from shared.model_folder import check_weights
 
 if not torch.cuda.is_available():
     # Read by DeepSpeed while it is imported.
@@ -256,10 +257,7 @@ def load_model(folder: Path, dtype: str) -> Any:
 
     Raises ModelFolderError when the folder is missing, incomplete, or not such a model.
     """
-    if not (folder / "config.json").is_file():
-        raise ModelFolderError(f"{folder} is not a Hugging Face model folder: it has no config.json")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelFolderError(f"{folder} has no *.safetensors weights; other formats are not loaded")
+    check_weights(folder)
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,

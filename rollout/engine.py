@@ -20,7 +20,7 @@ from rollout.weight_transfer import WORKER_EXTENSION
 from shared.config import RolloutConfig
 from shared.episodes import Float32Array
 from shared.errors import EngineError, PrimezeroError, WeightSyncError
-from shared.model_folder import check_model_folder, stop_tokens
+from shared.model_folder import check_weights, stop_tokens
 
 T = TypeVar("T")
 
@@ -72,7 +72,7 @@ class Engine:
         Raises ModelFolderError when the folder is not usable, EngineError when the engine does not
         come up within `rollout.start_timeout_s`.
         """
-        check_model_folder(model)
+        check_weights(model)
         stop_token_ids = stop_tokens(model)
         _set_environment(rollout)
         # The engine's processes die with the thread that made them (PR_SET_PDEATHSIG): it has to live as long.

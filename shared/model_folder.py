@@ -24,15 +24,21 @@ _TOKENIZER_FILES = (
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise ModelFolderError, saying what to do, unless a model could be loaded from here."""
+    """Raise ModelFolderError, saying what to do, unless model and tokenizer could be loaded from here."""
+    check_weights(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise ModelFolderError(f"{folder} is not a complete model folder: tokenizer.json is missing")
+
+
+def check_weights(folder: Path) -> None:
+    """Raise ModelFolderError, saying what to do, unless the folder holds a configuration and safetensors weights."""
     if not folder.is_dir():
         raise ModelFolderError(
             f"the model folder {folder} does not exist: put a Hugging Face model there, point --model.path to one, "
             f"or make the tiny model with `primezero init-model {folder}`"
         )
-    for name in ("config.json", "tokenizer.json"):
-        if not (folder / name).is_file():
-            raise ModelFolderError(f"{folder} is not a complete model folder: {name} is missing")
+    if not (folder / "config.json").is_file():
+        raise ModelFolderError(f"{folder} is not a complete model folder: config.json is missing")
     if not any(folder.glob("*.safetensors")):
         raise ModelFolderError(f"{folder} has no *.safetensors; other weight formats are not loaded")
 

@@ -240,6 +240,7 @@ def test_bad_update_is_refused_and_the_old_weights_go_on(
     setup.sync(seed=400)
     before = loop.run(engine.score(PROBE, "before"))
     info = copy.deepcopy(setup.client.update_info)
+    info["parameters"] = [list(row) for row in info["parameters"]]
     info["version"] = setup.version + 1
     original = info["path"]
     damage(info)

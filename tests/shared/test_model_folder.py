@@ -3,7 +3,13 @@ import json
 import pytest
 
 from shared.errors import ModelFolderError
-from shared.model_folder import check_model_folder, copy_tokenizer, model_fingerprint, tokenizer_fingerprint
+from shared.model_folder import (
+    check_model_folder,
+    copy_tokenizer,
+    model_fingerprint,
+    stop_tokens,
+    tokenizer_fingerprint,
+)
 
 
 @pytest.fixture
@@ -50,3 +56,18 @@ def test_an_exported_folder_gets_the_tokenizer(folder, tmp_path):
     copy_tokenizer(folder, exported)
     assert tokenizer_fingerprint(exported) == tokenizer_fingerprint(folder)
     assert not (exported / "config.json").exists()
+
+
+def test_a_folder_that_is_missing_says_how_to_make_one(tmp_path):
+    with pytest.raises(ModelFolderError, match="init-model"):
+        check_model_folder(tmp_path / "absent")
+
+
+def test_stop_tokens_come_from_everything_that_names_them(folder):
+    with pytest.raises(ModelFolderError, match="eos_token_id"):
+        stop_tokens(folder)
+    (folder / "config.json").write_text('{"eos_token_id": 2}')
+    (folder / "generation_config.json").write_text('{"eos_token_id": [5, 2]}')
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    (folder / "tokenizer.json").write_text('{"added_tokens": [{"id": 7, "content": "<end>"}]}')
+    assert stop_tokens(folder) == [2, 5, 7]
