@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -22,10 +23,12 @@ from shared.errors import PrimezeroError
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+import psutil
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 SEGMENTS_INTERVAL_S = 2.0
+HELPERS_LEAVE_S = 3.0
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
@@ -81,7 +84,7 @@ class Cluster:
                 _node_ip_address="127.0.0.1",
             )
         except BaseException as error:
-            ray.shutdown()
+            self._end()
             if isinstance(error, PrimezeroError) or not isinstance(error, Exception):
                 raise
             raise PrimezeroError(
@@ -91,10 +94,20 @@ class Cluster:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self._note_segments()
+        processes = psutil.Process().children(recursive=True)
         for actor in self._actors:
             ray.kill(actor)
         ray.shutdown()
+        # Some of Ray's own helpers would stay for minutes.
+        _, staying = psutil.wait_procs(processes, timeout=HELPERS_LEAVE_S)
+        for process in staying:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(staying, timeout=HELPERS_LEAVE_S)
         segments.remove(self._segments)
 
     def start_rollout(self, config: Config, spec: WorkerSpec) -> None:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import re
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
+_FOLDER = Path("/dev/shm")
 # vLLM's message queues, Python's semaphores, and our weights; nobody removes them for a process that was killed.
-_OURS = re.compile(r"/dev/shm/(?:psm_|sem\.mp-|primezero-)\S+")
+_KINDS = ("psm_*", "sem.mp-*", "primezero-*")
 
 
 def segments_of_descendants() -> set[Path]:
     """Files of these kinds that a descendant of this process has mapped or open now."""
-    found: set[Path] = set()
-    for process in psutil.Process().children(recursive=True):
+    used = {inode for process in psutil.Process().children(recursive=True) for inode in _inodes(process.pid)}
+    found = set()
+    for path in (path for kind in _KINDS for path in _FOLDER.glob(kind)):
         with contextlib.suppress(OSError):
-            maps = Path(f"/proc/{process.pid}/maps").read_text()
-            found |= {Path(match) for match in _OURS.findall(maps)}
-        with contextlib.suppress(psutil.Error):
-            found |= {Path(file.path) for file in process.open_files() if _OURS.fullmatch(file.path)}
+            if path.stat().st_ino in used:
+                found.add(path)
     return found
 
 
@@ -29,3 +30,20 @@ def remove(segments: set[Path]) -> None:
     for path in segments:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
+
+
+def _inodes(pid: int) -> Iterator[int]:
+    """Of everything in shared memory that a process has mapped or open.
+
+    A semaphore is mapped under another name than it has in the end, so names do not tell.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+            fields = line.split(maxsplit=5)
+            if len(fields) == 6 and fields[5].startswith("/dev/shm/"):
+                yield int(fields[4])
+    with contextlib.suppress(OSError):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor).startswith("/dev/shm/"):
+                    yield descriptor.stat().st_ino

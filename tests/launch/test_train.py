@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -45,13 +47,15 @@ class Run:
 
     def __init__(self, folder: Path, model: Path, **overrides: object) -> None:
         self.folder = folder / "test-run"
+        # Short, for the sockets in it.
+        self.temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
         self._mark = f"PRIMEZERO_TEST={uuid.uuid4().hex}"
         settings = SMALL | {"run.folder": folder, "run.name": "test-run", "model.path": model} | overrides
         name, _, value = self._mark.partition("=")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch.cli", "train", "--config", str(CONFIG)]
             + [f"--{key}={value}" for key, value in settings.items()],
-            env=os.environ | {name: value},
+            env=os.environ | {name: value, "TMPDIR": str(self.temporary)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -111,12 +115,14 @@ def start(tmp_path, model):
         for process in run.processes():
             process.kill()
         assert left == []
+        assert list(run.temporary.glob("primezero-*")) == []
+        shutil.rmtree(run.temporary)
     assert leftovers() <= before
 
 
 def leftovers() -> set[str]:
-    segments = (p for pattern in ("primezero-*", "psm_*", "sem.mp-*") for p in Path("/dev/shm").glob(pattern))
-    return {str(p) for p in (*segments, *Path("/tmp").glob("primezero-*"))}
+    """Files of the kinds that a run makes outside its folder."""
+    return {str(p) for kind in ("primezero-*", "psm_*", "sem.mp-*") for p in Path("/dev/shm").glob(kind)}
 
 
 def loaded(folder: Path) -> dict:
@@ -187,7 +193,7 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
     run.wait_for(moment)
     time.sleep(3)
     run.press_ctrl_c()
-    time.sleep(0.5)
+    run.wait_for("stopping after this step")
     run.press_ctrl_c()
     output = run.finish()
     assert run.process.returncode == 1, output
