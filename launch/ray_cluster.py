@@ -29,6 +29,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 SEGMENTS_INTERVAL_S = 2.0
 HELPERS_LEAVE_S = 3.0
+START_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
@@ -71,27 +72,35 @@ class Cluster:
         self._segments_seen_at = 0.0
 
     def __enter__(self) -> Self:
-        try:
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=os.cpu_count(),
-                num_gpus=0,
-                object_store_memory=OBJECT_STORE_BYTES,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(self._folder),
-                _node_ip_address="127.0.0.1",
-            )
-        except BaseException as error:
-            self._end()
-            if isinstance(error, PrimezeroError) or not isinstance(error, Exception):
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                self._start_ray()
+                return self
+            except PrimezeroError:  # an interrupt
+                self._end()
                 raise
-            raise PrimezeroError(
-                f"Ray did not start: {error}. It keeps its sockets in {self._folder}: is that path short (TMPDIR), "
-                "and is there room?"
-            ) from error
-        return self
+            except Exception as error:
+                self._end()
+                # Ray gives its own processes 30 s, which a busy machine may exceed.
+                if attempt == START_ATTEMPTS:
+                    raise PrimezeroError(
+                        f"Ray did not start in {attempt} attempts: {error} It keeps its sockets in {self._folder}: is "
+                        "that path short (TMPDIR), is there room, is the machine very busy?"
+                    ) from error
+        raise AssertionError("unreachable")
+
+    def _start_ray(self) -> None:
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=os.cpu_count(),
+            num_gpus=0,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(self._folder),
+            _node_ip_address="127.0.0.1",
+        )
 
     def __exit__(self, *_: object) -> None:
         self._end()
