@@ -150,8 +150,8 @@ def test_two_rollout_workers_at_learning_rate_zero_change_nothing(start, model):
     assert all(before[name].equal(after[name]) for name in before)
 
 
-def test_two_learner_ranks_train_in_bfloat16_and_the_run_is_recorded(start, model):
-    run = start(**{"learner.ranks": 2, "selfplay.max_staleness": 0, "run.seed": 3, "model.dtype": "bfloat16"})
+def test_two_learner_ranks_train_and_the_run_is_recorded(start, model):
+    run = start(**{"learner.ranks": 2, "selfplay.max_staleness": 0, "run.seed": 3})
     output = run.finish()
     assert run.process.returncode == 0, output
     summary = json.loads((run.folder / "summary.json").read_text())
@@ -163,7 +163,7 @@ def test_two_learner_ranks_train_in_bfloat16_and_the_run_is_recorded(start, mode
     assert {"accuracy_before", "accuracy_after", "accuracy_best", "wall_s", "tokens_generated"} <= set(summary)
     steps = run.records("metrics.jsonl")
     assert all(s["staleness_max"] == 0 for s in steps)
-    assert all(0 < s["sync"]["probe_difference"] < 3e-2 for s in steps)
+    assert all(0 < s["sync"]["probe_difference"] < 1e-4 for s in steps)
     assert sum(s["response_tokens"] for s in steps) == summary["tokens_generated"]
     assert load_config(run.folder / "config.toml").learner.ranks == 2
     before, after = loaded(model), loaded(run.folder / "model")
