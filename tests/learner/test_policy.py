@@ -242,7 +242,7 @@ def damage_by_omission(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_nothing, "config.json"),
+        (damage_nothing, "does not exist"),
         (damage_config, "cannot load"),
         (damage_weights, "cannot load"),
         (damage_by_pickle, "no \\*.safetensors"),
