@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from pathlib import Path
 
+from launch.display import summary_lines
 from launch.tiny_model import TinyModelSettings
-from shared.config import known_keys, load_config
-from shared.errors import PrimezeroError
+from shared.config_file import known_keys, load_config
+from shared.errors import ConfigError, PrimezeroError
+from shared.metrics import write_json
+
+_EVAL_DESCRIPTION = """\
+Evaluate a model greedily on fixed problems: accuracy with its 95% interval (Wilson; for the mean
+of the tasks, from theirs), next to tricks that need no skill; what training never sees, apart.
+Any configuration key can follow as --section.key VALUE; `primezero config` lists them.
+"""
+_EVAL_EXAMPLES = """\
+examples:
+  primezero eval runs/mine/model --baseline-model models/tiny --json mine.json
+  primezero eval models/some-instruct-model --bands 5..101,5..617 --samples 16 --problems 128
+
+In the JSON, bands[i].trainable.all.tasks.deduction.model.accuracy is {value, low, high};
+launch/evaluation_report.py describes every field.
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PrimezeroError as error:
         print(f"primezero: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("primezero: interrupted", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -30,18 +50,42 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from launch.train import train
 
     summary = train(config)
-    print(
-        f"\n{summary.steps} steps, {summary.wall_s:.0f} s, {summary.episodes} episodes, "
-        f"{summary.tokens_generated} tokens generated, {summary.weight_syncs} weight syncs, seed {summary.seed}"
-    )
-    print(f"{'greedy accuracy':<16} before  after")
-    for task, accuracy in summary.per_task.items():
-        print(f"{task:<16} {accuracy['before']:>6.3f} {accuracy['after']:>6.3f}")
-    print(
-        f"{'mean':<16} {summary.accuracy_before:>6.3f} {summary.accuracy_after:>6.3f}"
-        f"   (best {summary.accuracy_best:.3f})"
-    )
+    print("\n" + "\n".join(summary_lines(summary)))
     print(f"records and the trained model are in {config.run_folder}")
+
+
+def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    from launch.evaluate import evaluate_models, parse_bands, run_config
+    from launch.evaluation_table import table
+
+    if options.temperature is not None and not options.samples:
+        raise ConfigError("--temperature is for --samples: greedy decoding has none")
+    if options.json is not None:
+        _check_writable(options.json)
+    config_file = options.config or run_config(options.folder)
+    if config_file is not None and options.config is None:
+        print(f"using the configuration of the run, {config_file}", file=sys.stderr)
+    shorthands = {
+        "environment.evaluation_problems_per_task": options.problems,
+        "sampling.temperature": options.temperature,
+    }
+    spelled = [f"--{key}={value}" for key, value in shorthands.items() if value is not None]
+    report = evaluate_models(
+        load_config(config_file, [*spelled, *overrides]),
+        options.folder,
+        baseline_model=options.baseline_model,
+        bands=parse_bands(options.bands) if options.bands is not None else (),
+        samples=options.samples,
+    )
+    print(table(report))
+    if options.json is not None:
+        write_json(options.json, asdict(report))
+
+
+def _check_writable(path: Path) -> None:
+    """Before the work whose result goes there."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"cannot write {path}: name a file in a folder that exists and is yours to write")
 
 
 def _init_model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -84,6 +128,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--config", type=Path, help="a TOML file")
     train.set_defaults(command=_train)
+
+    evaluate = commands.add_parser(
+        "eval",
+        help="evaluate a model",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_EVAL_DESCRIPTION,
+        epilog=_EVAL_EXAMPLES,
+    )
+    evaluate.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="a Hugging Face model folder")
+    evaluate.add_argument("--config", type=Path, help="a TOML file; by default that of the run the folder lies in")
+    evaluate.add_argument("--bands", help="ranges of primes, as in 2..13,5..101; by default the configuration's")
+    evaluate.add_argument("--samples", type=int, default=0, metavar="K", help="also pass@1 to pass@K, by sampling")
+    evaluate.add_argument("--temperature", metavar="T", help="of the samples; short for --sampling.temperature")
+    evaluate.add_argument(
+        "--problems", metavar="N", help="per task, at most; short for --environment.evaluation_problems_per_task"
+    )
+    evaluate.add_argument(
+        "--baseline-model", type=Path, metavar="FOLDER", help="another model, for comparison on the same problems"
+    )
+    evaluate.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+    evaluate.set_defaults(command=_evaluate)
 
     init_model = commands.add_parser(
         "init-model",

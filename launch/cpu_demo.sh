@@ -17,7 +17,7 @@ bash launch/setup.sh cpu
 config=launch/configs/cpu_demo.toml
 model=models/tiny-$seed
 # What the model is made of; where that has changed, it is made anew.
-recipe=$(cat launch/tiny_model.py rollout/prime_inversion.py rollout/chat.py "$config" | sha256sum | cut -d' ' -f1)
+recipe=$(cat launch/tiny_model.py rollout/{environment,chat,answers}.py rollout/prime_*.py "$config" | sha256sum | cut -d' ' -f1)
 if [ "$(cat "$model/.recipe" 2>/dev/null)" != "$recipe" ]; then
   if [ -d "$model" ]; then rm -r "$model"; fi
   .venv/bin/primezero init-model "$model" --config "$config" --run.seed "$seed"

@@ -7,17 +7,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from launch.run_folder import RunFolder
+from learner.progress import Summary
 from shared.config import Config
 
 
 class Display:
     """Follows metrics.jsonl and evaluations.jsonl and prints what is new."""
 
-    def __init__(self, config: Config, run_folder: Path) -> None:
+    def __init__(self, config: Config, run_folder: RunFolder) -> None:
         self._steps = config.run.steps
-        self._metrics = _Follower(run_folder / "metrics.jsonl")
-        self._evaluations = _Follower(run_folder / "evaluations.jsonl")
-        self.say(f"run folder {run_folder}; starting Ray, the engine and the learner (about a minute)")
+        self._metrics = _Follower(run_folder.path / "metrics.jsonl")
+        self._evaluations = _Follower(run_folder.path / "evaluations.jsonl")
+        if run_folder.resume_from is not None:
+            self.say(f"resuming from {run_folder.resume_from}")
+        self.say(f"run folder {run_folder.path}; starting Ray, the engine and the learner (about a minute)")
 
     def say(self, text: str) -> None:
         """Print one line."""
@@ -43,14 +47,35 @@ class Display:
         )
 
 
+def summary_lines(summary: Summary) -> list[str]:
+    """What a run came to, for its end."""
+    lines = [
+        f"{summary.steps} steps, {summary.wall_s:.0f} s, {summary.episodes} episodes, "
+        f"{summary.tokens_generated} tokens generated, {summary.weight_syncs} weight syncs, seed {summary.seed}",
+        f"{'greedy accuracy':<16} before  after",
+    ]
+    for task, accuracy in summary.per_task.items():
+        lines.append(f"{task:<16} {accuracy['before']:>6.3f} {accuracy['after']:>6.3f}")
+    lines.append(
+        f"{'mean':<16} {summary.accuracy_before:>6.3f} {summary.accuracy_after:>6.3f}"
+        f"   (best {summary.accuracy_best:.3f})"
+    )
+    if summary.held_out_before is not None and summary.held_out_after is not None:
+        lines.append(f"{'held out':<16} {summary.held_out_before:>6.3f} {summary.held_out_after:>6.3f}")
+    return lines
+
+
 class _Follower:
+    """Reads what is appended to a file from here on; a resumed run first cuts off what it goes back behind."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._position = 0
+        self._position = path.stat().st_size if path.exists() else 0
 
     def new(self) -> Iterator[dict[str, Any]]:
         if not self._path.exists():
             return
+        self._position = min(self._position, self._path.stat().st_size)
         with self._path.open() as file:
             file.seek(self._position)
             while (line := file.readline()).endswith("\n"):
@@ -60,7 +85,9 @@ class _Follower:
 
 def _evaluation_line(record: dict[str, Any]) -> str:
     tasks = "  ".join(f"{task} {result['accuracy']:.2f}" for task, result in record["tasks"].items())
-    return f"     evaluation at version {record['version']}: accuracy {record['accuracy']:.3f}  ({tasks})"
+    line = f"     evaluation at version {record['version']}: accuracy {record['accuracy']:.3f}  ({tasks})"
+    held_out = record["held_out_accuracy"]
+    return line if held_out is None else f"{line}  held out {held_out:.3f}"
 
 
 def _mean(values: list[float]) -> float:

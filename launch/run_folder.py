@@ -1,52 +1,131 @@
-"""The run folder: made before anything starts, private, never two runs in one."""
+"""The run folder: private, never two runs in one, and where a run goes on from."""
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
+import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-from shared.config import Config, dump_toml
+from learner.checkpoint import CheckpointStore
+from shared.config import Config
+from shared.config_file import dump_toml, load_config, values_by_key
 from shared.errors import ConfigError
 
 CONFIG_FILE = "config.toml"
 STOP_FILE = "STOP"
+CHECKPOINTS = "checkpoints"
 # Marks a folder as a run's; locked while that run lives.
 LOCK_FILE = ".primezero-run"
+# What may differ from the run that is resumed: nothing that the result depends on.
+_FREE_SECTIONS = ("run.", "rollout.", "stream.", "sync.")
+_FREE_KEYS = {"learner.threads", "learner.max_tokens", "learner.logit_chunk_tokens"}
+_FIXED_KEYS = {"run.seed", "sync.every", "sync.transport"}
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """A run's folder, locked for this process; resume_from: the checkpoint to go on from, if any."""
+
+    path: Path
+    resume_from: Path | None
 
 
 @contextlib.contextmanager
-def open_run_folder(config: Config) -> Iterator[Path]:
-    """`<run.folder>/<run.name>`, new, with the resolved configuration and an empty logs/ in it.
+def open_run_folder(config: Config) -> Iterator[RunFolder]:
+    """`<run.folder>/<run.name>`: new, or that of an earlier run with the same settings that has a checkpoint.
 
-    Raises ConfigError when the folder is taken (and `run.overwrite` is off, it is no run, or its run
-    still lives), or cannot be written.
+    The resolved configuration and logs/ are in it. Raises ConfigError when the folder cannot be written, is no run or
+    somebody else's, its run still lives or is finished, left no checkpoint, or had other settings.
+    `run.overwrite` replaces a run that has ended.
     """
     folder = config.run_folder.resolve()
-    try:
-        if folder.exists():
-            _remove_earlier(folder, overwrite=config.run.overwrite)
-        folder.mkdir(parents=True, mode=0o700)
-        lock = (folder / LOCK_FILE).open("w")
-        (folder / "logs").mkdir()
-        (folder / CONFIG_FILE).write_text(dump_toml(config))
-    except OSError as error:
-        raise ConfigError(f"cannot make the run folder {folder}: {error.strerror}") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield folder
+    with contextlib.ExitStack() as opened:
+        try:
+            run_folder = _open(folder, config, opened)
+        except OSError as error:
+            raise ConfigError(f"cannot use the run folder {folder}: {error.strerror}") from error
+        yield run_folder
 
 
-def _remove_earlier(folder: Path, *, overwrite: bool) -> None:
+def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFolder:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        _check_ours(folder)
+    else:
+        folder.mkdir(mode=0o700)
+        (folder / LOCK_FILE).touch()
+    _lock(opened.enter_context((folder / LOCK_FILE).open()).fileno(), folder)
+    checkpoint = _resume(folder, config)
+    (folder / STOP_FILE).unlink(missing_ok=True)
+    (folder / "logs").mkdir(exist_ok=True)
+    (folder / CONFIG_FILE).write_text(dump_toml(config))
+    return RunFolder(folder, checkpoint)
+
+
+def _check_ours(folder: Path) -> None:
     if not (folder / LOCK_FILE).is_file():
         raise ConfigError(f"{folder} exists and is not a run: it is left alone; choose another --run.name")
-    with (folder / LOCK_FILE).open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"{folder} belongs to a run that is still going: choose another --run.name") from error
-        if not overwrite:
-            raise ConfigError(f"{folder} exists: choose another --run.name, or pass --run.overwrite true to replace it")
-        shutil.rmtree(folder)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise ConfigError(
+            f"{folder} belongs to, or can be written by, another user: what is in it is not to be trusted; choose "
+            "another --run.name"
+        )
+
+
+def _lock(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"{folder} belongs to a run that is still going: choose another --run.name") from error
+
+
+def _resume(folder: Path, config: Config) -> Path | None:
+    if not (folder / CONFIG_FILE).exists():
+        return None
+    if config.run.overwrite:
+        _empty(folder)
+        return None
+    found = CheckpointStore(folder / CHECKPOINTS, keep=config.run.keep_checkpoints).latest()
+    if found is None:
+        raise ConfigError(
+            f"{folder} exists, without a checkpoint to resume from: choose another --run.name, or pass "
+            "--run.overwrite true to replace it"
+        )
+    checkpoint, state = found
+    _check_same(folder, config)
+    if state.version >= config.run.steps:
+        raise ConfigError(
+            f"the run in {folder} has finished its {state.version} steps: raise --run.steps to go on, choose another "
+            "--run.name, or pass --run.overwrite true to replace it"
+        )
+    return checkpoint
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != LOCK_FILE:
+            path.unlink()
+
+
+def _check_same(folder: Path, config: Config) -> None:
+    before, after = values_by_key(load_config(folder / CONFIG_FILE)), values_by_key(config)
+    changed = [
+        key
+        for key in after
+        if before[key] != after[key]
+        and (key in _FIXED_KEYS or not (key.startswith(_FREE_SECTIONS) or key in _FREE_KEYS))
+    ]
+    if changed:
+        listed = ", ".join(f"{key} ({before[key]} before, {after[key]} asked for)" for key in changed)
+        raise ConfigError(
+            f"the run in {folder} was made with other settings: {listed}. Resume it with the same, choose another "
+            "--run.name, or pass --run.overwrite true to replace it"
+        )

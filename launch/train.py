@@ -11,16 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launch.display import Display
+from launch.lengths import check_context, check_prompts
 from launch.ray_cluster import Cluster
-from launch.run_folder import STOP_FILE, open_run_folder
+from launch.run_folder import CHECKPOINTS, STOP_FILE, RunFolder, open_run_folder
 from learner.progress import Summary
-from learner.spec import LearnerSpec
+from learner.spec import LearnerSpec, SeedStage
 from rollout.chat import ChatTokenizer
 from rollout.environment import Environment, make_environment
 from rollout.worker import WorkerSpec
 from shared.config import Config
-from shared.errors import ConfigError, PrimezeroError
-from shared.model_folder import check_model_folder, context_length
+from shared.episodes import Problem, Task
+from shared.errors import PrimezeroError
+from shared.model_folder import check_model_folder
 
 PROBE_TOKENS = 64
 LENGTH_SAMPLES = 200
@@ -36,31 +38,28 @@ def train(config: Config) -> Summary:
     check_model_folder(config.model.path)
     environment = make_environment(config.environment)
     chat = ChatTokenizer.from_folder(config.model.path)
-    _check_lengths(environment, chat, config)
+    check_lengths(environment, chat, config)
     probe = _probe(environment, chat, config)
     with open_run_folder(config) as run_folder:
         return _run(config, environment, probe, run_folder)
 
 
-def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: Path) -> Summary:
+def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:
     # Ray's own helpers may still be leaving when the folder goes.
     with tempfile.TemporaryDirectory(prefix="primezero-", ignore_cleanup_errors=True) as private:
         endpoint = f"ipc://{private}/stream"
         learner = LearnerSpec(
             endpoint=endpoint,
-            run_folder=run_folder,
+            run_folder=run_folder.path,
             environment=environment.fingerprint,
-            seeds={
-                task: environment.seed_problems(
-                    task, config.selfplay.seed_problems_per_task, random.Random(f"seeds {config.run.seed} {task}")
-                )
-                for task in environment.tasks
-            },
+            seeds=seed_stages(environment, config),
             probe=probe,
-            stop_file=run_folder / STOP_FILE,
+            checkpoints=run_folder.path / CHECKPOINTS,
+            resume_from=run_folder.resume_from,
+            stop_file=run_folder.path / STOP_FILE,
         )
         display = Display(config, run_folder)
-        with _interrupts(learner.stop_file), Cluster(Path(private), run_folder / "logs") as cluster:
+        with _interrupts(learner.stop_file), Cluster(Path(private), run_folder.path / "logs") as cluster:
             cluster.start_learner(config, learner)
             for index in range(config.rollout.workers):
                 cluster.start_rollout(config, WorkerSpec(name=f"rollout-{index}", endpoint=endpoint))
@@ -91,28 +90,32 @@ def _probe(environment: Environment, chat: ChatTokenizer, config: Config) -> tup
     return tuple(ids[: min(PROBE_TOKENS, config.sampling.max_prompt_tokens)])
 
 
-def _check_lengths(environment: Environment, chat: ChatTokenizer, config: Config) -> None:
+def seed_stages(environment: Environment, config: Config) -> tuple[SeedStage, ...]:
+    """Seed problems of every stage of the environment, from the run's seed."""
+
+    def problems(task: Task, batch: int) -> list[Problem]:
+        rng = random.Random(f"seeds {config.run.seed} {task}" + (f" {batch}" if batch else ""))
+        return environment.seed_problems(task, config.selfplay.seed_problems_per_task, rng, batch=batch)
+
+    return tuple(
+        SeedStage(batch, {task: problems(task, batch) for task in environment.tasks}) for batch in environment.stages
+    )
+
+
+def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config) -> None:
     """Raise ConfigError where prompts, of problems drawn at random, or the whole context would not fit."""
-    limit, response = config.sampling.max_prompt_tokens, config.sampling.max_response_tokens
-    context = context_length(config.model.path)
-    if context is not None and limit + response > context:
-        raise ConfigError(
-            f"sampling.max_prompt_tokens + sampling.max_response_tokens = {limit + response}, but the model in "
-            f"{config.model.path} reads {context} tokens at most"
-        )
+    check_context(config.model.path, config.sampling)
     rng = random.Random("lengths")
-    for task in environment.tasks:
-        problems = environment.seed_problems(task, LENGTH_SAMPLES, rng)
-        prompts = [environment.solver_prompt(problem) for problem in problems]
-        for _ in range(LENGTH_SAMPLES):
-            shown = rng.sample(problems, min(config.selfplay.references, len(problems)))
-            prompts.append(environment.proposer_prompt(task, shown))
-        longest = max(len(chat.prompt_ids(prompt)) for prompt in prompts)
-        if longest > limit:
-            raise ConfigError(
-                f"sampling.max_prompt_tokens={limit} is too small: a {task} prompt has {longest} tokens, and prompts "
-                "are never cut"
-            )
+    for batch in environment.stages:
+        for task in environment.tasks:
+            problems = environment.seed_problems(task, LENGTH_SAMPLES, rng, batch=batch)
+            asked = {problem.key: environment.solver_prompt(problem) for problem in problems}
+            longest = sorted(problems, key=lambda problem: len(chat.prompt_ids(asked[problem.key])), reverse=True)
+            count = min(config.selfplay.references, len(problems))
+            shown = [longest[:count], *(rng.sample(problems, count) for _ in range(LENGTH_SAMPLES))]
+            proposed = (environment.proposer_prompt(task, references, batch=batch) for references in shown)
+            check_prompts(chat, f"{task}: a solver's prompt", asked.values(), config.sampling)
+            check_prompts(chat, f"{task}: a proposer's prompt", proposed, config.sampling)
 
 
 @contextlib.contextmanager

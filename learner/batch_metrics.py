@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from learner.collector import Batch
 from shared.episodes import Episode, Role, Task, Verdict
+from shared.rewards import expected_learnability
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +26,31 @@ class CellMetrics:
 
 @dataclass(frozen=True, slots=True)
 class TaskMetrics:
-    """One task: the solver's accuracy and the proposer's health.
+    """One task: the solver's accuracy and the proposer's health. Shares are None where there is nothing to share.
 
-    valid: share of proposals that are valid, new in the batch, and no copies; None without proposals
-    distinct: distinct valid problems proposed
     accuracy, solve_rate_spread: mean and standard deviation of the tickets' solve rates
+    distinct: distinct problems proposed
+    of all proposals:
+        valid: share that is VALID
+        held_out: share refused as held out
+        repeats: share whose problem an earlier ticket of the batch has proposed, however that is judged
+    of the VALID proposals:
+        variants: share made from a reference for free, that is, of a reference's family
+        proposed_solve_rate, proposed_reward: means
+        expected_learnability: q - q^n at their mean failure rate q: what n independent attempts at problems that
+            all fail alike would earn, to compare with proposed_reward (for extreme_solve_rate 0, without extras)
     """
 
     accuracy: float
-    valid: float | None
-    distinct: int
     solve_rate_spread: float
+    distinct: int
+    valid: float | None
+    held_out: float | None
+    repeats: float | None
+    variants: float | None
+    proposed_solve_rate: float | None
+    proposed_reward: float | None
+    expected_learnability: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +67,8 @@ class BatchMetrics:
     mixed_kv: float
 
 
-def batch_metrics(batch: Batch) -> BatchMetrics:
-    """Summarise a batch as it was sampled."""
+def batch_metrics(batch: Batch, *, attempts: int) -> BatchMetrics:
+    """Summarise a batch as it was sampled; `attempts` at each valid proposal decided its reward."""
     episodes = batch.episodes
     tasks = sorted({e.task for e in episodes})
     by_cell = {
@@ -66,7 +82,7 @@ def batch_metrics(batch: Batch) -> BatchMetrics:
     staleness = np.array([batch.number - span.version for span in spans])
     return BatchMetrics(
         cells={name: _cell(cell) for name, cell in by_cell.items()},
-        tasks={task: _task(batch, task) for task in tasks},
+        tasks={task: _task(batch, task, attempts) for task in tasks},
         episodes=len(episodes),
         prompt_tokens=sum(len(e.prompt_ids) for e in episodes),
         response_tokens=int(lengths.sum()),
@@ -87,13 +103,26 @@ def _cell(episodes: list[Episode]) -> CellMetrics:
     )
 
 
-def _task(batch: Batch, task: Task) -> TaskMetrics:
-    tickets = [t for t in batch.tickets if t.problem.task is task]
-    proposals = [t.proposal for t in tickets if t.proposal is not None]
-    rates = [t.solve_rate for t in tickets]
+def _task(batch: Batch, task: Task, attempts: int) -> TaskMetrics:
+    tickets = [(t, i) for t, i in zip(batch.tickets, batch.issued, strict=True) if i.task is task]
+    rates = [t.solve_rate for t, _ in tickets]
+    proposals = [t.proposal for t, _ in tickets if t.proposal is not None]
+    proposed = [t.proposed.key for t, _ in tickets if t.proposed is not None]
+    valid = [(t, i) for t, i in tickets if t.proposal is not None and t.proposal.verdict is Verdict.VALID]
+    solve_rate = _mean([t.solve_rate for t, _ in valid])
     return TaskMetrics(
         accuracy=float(np.mean(rates)),
-        valid=float(np.mean([p.verdict is Verdict.VALID for p in proposals])) if proposals else None,
-        distinct=len({t.proposed.key for t in tickets if t.proposed is not None}),
         solve_rate_spread=float(np.std(rates)),
+        distinct=len(set(proposed)),
+        valid=_mean([p.verdict is Verdict.VALID for p in proposals]),
+        held_out=_mean([p.verdict is Verdict.HELD_OUT for p in proposals]),
+        repeats=(len(proposed) - len(set(proposed))) / len(proposals) if proposals else None,
+        variants=_mean([t.problem.family in {r.family for r in i.references} for t, i in valid]),
+        proposed_solve_rate=solve_rate,
+        proposed_reward=_mean([p.reward for p in proposals if p.verdict is Verdict.VALID]),
+        expected_learnability=None if solve_rate is None else expected_learnability(1 - solve_rate, attempts),
     )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None

@@ -9,37 +9,28 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from learner.problem_buffer import ProblemBuffer
+from learner.repeats import judge_repeats
+from learner.spec import SeedStage
+from learner.ticket_check import TokenLimits, check_closed
 from shared.config import RewardConfig, SelfPlayConfig
-from shared.episodes import ClosedTicket, Episode, Role, Task, Ticket, TicketId, Verdict
+from shared.episodes import ClosedTicket, Episode, Task, Ticket, TicketId
 from shared.errors import MessageError
-from shared.rewards import proposer_reward
-
-MAX_PROBLEM_CHARACTERS = 65_536
-MAX_REWARD = 1e6
-VERDICTS = {
-    Role.PROPOSER: {Verdict.VALID, Verdict.INVALID, Verdict.COPY, Verdict.UNPARSABLE},
-    Role.SOLVER: {Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class TokenLimits:
-    """What no honest episode exceeds: tokens in prompt and response, and ids below `vocabulary`."""
-
-    prompt: int
-    response: int
-    vocabulary: int
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A released batch: its tickets in order, repeats judged."""
+    """A released batch.
+
+    tickets: closed, in order, repeats judged
+    issued: the same tickets as they were issued
+    """
 
     number: int
     tickets: tuple[ClosedTicket, ...]
+    issued: tuple[Ticket, ...]
 
     @property
     def episodes(self) -> list[Episode]:
@@ -54,7 +45,11 @@ class _OpenBatch:
 
 
 class Collector:
-    """Owns the open batches and the problem buffer. Not thread-safe: the worker pool locks around it."""
+    """Owns the open batches and the problem buffer. Not thread-safe: the worker pool locks around it.
+
+    stages: seed problems that enter the buffer when their batch is opened; those of batch 0 are there already
+    lineage, first_batch: where the run stands when it is resumed
+    """
 
     def __init__(
         self,
@@ -65,7 +60,9 @@ class Collector:
         rewards: RewardConfig,
         limits: TokenLimits,
         seed: int,
+        stages: Sequence[SeedStage] = (),
         lineage: int = 0,
+        first_batch: int = 0,
     ) -> None:
         self._buffer = buffer
         self._tasks = tuple(tasks)
@@ -73,10 +70,16 @@ class Collector:
         self._rewards = rewards
         self._limits = limits
         self._seed = seed
+        self._stages = {stage.batch: stage.problems for stage in stages if stage.batch > 0}
         self._lineage = lineage
-        self._next_batch = 0
-        self._released = 0
+        self._next_batch = first_batch
+        self._released = first_batch
         self._open: dict[int, _OpenBatch] = {}
+
+    @property
+    def lineage(self) -> int:
+        """Of every ticket that is issued here."""
+        return self._lineage
 
     def open_through(self, version: int, last_batch: int) -> list[Ticket]:
         """Open every batch that `version` may sample, up to `last_batch`; the tickets, in order."""
@@ -98,7 +101,7 @@ class Collector:
         batch = self._open.get(closed.id.batch)
         if closed.id.lineage != self._lineage or batch is None or not 0 <= closed.id.index < len(batch.tickets):
             raise MessageError("a closed ticket that is not open here")
-        self._check(batch.tickets[closed.id.index], closed)
+        check_closed(batch.tickets[closed.id.index], closed, self._selfplay, self._limits)
         batch.closed.setdefault(closed.id.index, closed)
 
     def is_complete(self, number: int) -> bool:
@@ -117,15 +120,17 @@ class Collector:
             raise RuntimeError(f"batch {number} is not complete")
         batch = self._open.pop(number)
         self._released = number + 1
-        tickets = [batch.closed[index] for index in range(len(batch.tickets))]
-        if self._selfplay.repeat_in_batch == "invalid":
-            tickets = self._judge_repeats(tickets)
+        closed = [batch.closed[index] for index in range(len(batch.tickets))]
+        tickets = judge_repeats(closed, self._selfplay, self._rewards)
         for ticket in tickets:
             if ticket.proposed is not None:
                 self._buffer.add(ticket.proposed)
-        return Batch(number, tuple(tickets))
+        return Batch(number, tickets, batch.tickets)
 
     def _issue(self, batch: int) -> tuple[Ticket, ...]:
+        for problems in self._stages.get(batch, {}).values():
+            for problem in problems:
+                self._buffer.add(problem)
         rng = random.Random(f"tickets {self._seed} {self._lineage} {batch}")
         kinds = [
             *["proposal"] * self._selfplay.proposals_per_task,
@@ -145,49 +150,3 @@ class Collector:
             min_version=max(0, id.batch - self._selfplay.max_staleness),
             seed=rng.getrandbits(63),
         )
-
-    def _check(self, ticket: Ticket, closed: ClosedTicket) -> None:
-        valid = closed.proposal is not None and closed.proposal.verdict is Verdict.VALID
-        if (closed.proposal is not None) != (ticket.kind == "proposal") or valid != (closed.proposed is not None):
-            raise MessageError("a closed ticket with the wrong proposal")
-        if closed.problem != (closed.proposed or ticket.problem):
-            raise MessageError("a closed ticket on another problem than its own")
-        if len(closed.attempts) != self._selfplay.attempts:
-            raise MessageError(f"a closed ticket with {len(closed.attempts)} attempts")
-        if closed.proposal is not None and closed.proposal.role is not Role.PROPOSER:
-            raise MessageError("a closed ticket with its roles mixed up")
-        if any(attempt.role is not Role.SOLVER for attempt in closed.attempts):
-            raise MessageError("a closed ticket with its roles mixed up")
-        if closed.problem.task is not ticket.task or any(e.task is not ticket.task for e in closed.episodes):
-            raise MessageError("a closed ticket of another task")
-        if max(len(closed.problem.content), len(closed.problem.key)) > MAX_PROBLEM_CHARACTERS:
-            raise MessageError("a closed ticket with an endless problem")
-        for episode in closed.episodes:
-            self._check_episode(episode)
-            for span in episode.spans:
-                if not ticket.min_version <= span.version <= closed.id.batch:
-                    raise MessageError(f"a token of version {span.version} in a ticket of batch {closed.id.batch}")
-
-    def _check_episode(self, episode: Episode) -> None:
-        if episode.verdict not in VERDICTS[episode.role]:
-            raise MessageError(f"a {episode.role} that is judged {episode.verdict}")
-        if abs(episode.reward) > MAX_REWARD:
-            raise MessageError("an episode with an impossible reward")
-        if len(episode.prompt_ids) > self._limits.prompt or len(episode.response_ids) > self._limits.response:
-            raise MessageError("an episode longer than sampling allows")
-        if max(int(episode.prompt_ids.max()), int(episode.response_ids.max())) >= self._limits.vocabulary:
-            raise MessageError("a token id outside the vocabulary")
-
-    def _judge_repeats(self, tickets: list[ClosedTicket]) -> list[ClosedTicket]:
-        seen: set[tuple[Task, str]] = set()
-        judged = []
-        for ticket in tickets:
-            if ticket.proposal is not None and ticket.proposed is not None:
-                name = (ticket.proposed.task, ticket.proposed.key)
-                if name in seen:
-                    reward = proposer_reward(Verdict.REPEAT, None, len(ticket.proposal.response_ids), self._rewards)
-                    repeat = replace(ticket.proposal, verdict=Verdict.REPEAT, reward=reward)
-                    ticket = replace(ticket, proposal=repeat)
-                seen.add(name)
-            judged.append(ticket)
-        return judged

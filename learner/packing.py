@@ -23,6 +23,7 @@ class MicroBatch:
     predicting: int64 [P], positions in the row whose next token is a response token
     targets: int64 [P], those response tokens
     source: int64 [N], which of the P predictions a row's response token is: equal rows share theirs
+    rows: int64 [N], the batch's row that a response token is of; a row's tokens are all in one micro-batch
     behaviour_logprobs, advantages, token_weights: float32 [N], what the loss needs of each row's token
     """
 
@@ -32,6 +33,7 @@ class MicroBatch:
     predicting: Tensor
     targets: Tensor
     source: Tensor
+    rows: Tensor
     behaviour_logprobs: Tensor
     advantages: Tensor
     token_weights: Tensor
@@ -142,12 +144,14 @@ class _RowTokens:
 
 
 def _micro_batch(sequences: Sequence[DistinctSequence], row_tokens: _RowTokens) -> MicroBatch:
-    predicting, source = [], [torch.empty(0, dtype=torch.int64)]
+    no_tokens = torch.empty(0, dtype=torch.int64)
+    predicting, source, rows = [], [no_tokens], [no_tokens]
     start = predictions = 0
     for s in sequences:
         # The token at position i is predicted at position i − 1: the prompt's last position predicts the first.
         predicting.append(torch.arange(start + len(s.prompt) - 1, start + s.tokens - 1))
         source += [torch.arange(predictions, predictions + len(s.response))] * len(s.rows)
+        rows += [torch.full_like(s.response, row) for row in s.rows]
         start += s.tokens
         predictions += len(s.response)
 
@@ -161,6 +165,7 @@ def _micro_batch(sequences: Sequence[DistinctSequence], row_tokens: _RowTokens) 
         predicting=torch.cat(predicting),
         targets=torch.cat([s.response for s in sequences]),
         source=torch.cat(source),
+        rows=torch.cat(rows),
         behaviour_logprobs=of_rows(row_tokens.behaviour_logprobs),
         advantages=of_rows(row_tokens.advantages),
         token_weights=of_rows(row_tokens.weights),

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import msgspec
 
 from shared.episodes import Problem, Task
+from shared.errors import CheckpointError
+
+_Word = Annotated[int, msgspec.Meta(ge=0, lt=2**32)]
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """problems: of each task, in the order that sampling indexes; random: of `random.Random.getstate`."""
+
+    problems: dict[Task, list[Problem]]
+    random: tuple[int, tuple[_Word, ...], float | None]
 
 
 class ProblemBuffer:
@@ -48,3 +61,40 @@ class ProblemBuffer:
         """`count` distinct problems, uniformly; all of them, in random order, if there are fewer."""
         problems = self._problems[task]
         return rng.sample(problems, min(count, len(problems)))
+
+    def state(self) -> dict[str, Any]:
+        """Everything that decides what is sampled and what is evicted, as plain data for JSON or msgpack."""
+        version, words, gauss = self._random.getstate()
+        state: dict[str, Any] = msgspec.to_builtins(_State(self._problems, (version, words, gauss)))
+        return state
+
+    def restore(self, state: object) -> None:
+        """Go on exactly where `state()` was taken, by a buffer of these tasks.
+
+        Raises CheckpointError, with nothing changed, when `state` is malformed or does not fit these settings.
+        """
+        try:
+            restored = msgspec.convert(state, _State)
+            generator = random.Random()
+            generator.setstate(restored.random)
+        except (msgspec.ValidationError, ValueError, TypeError) as error:
+            raise CheckpointError(f"the checkpoint's problem buffer is malformed: {error}") from error
+        if restored.problems.keys() != self._problems.keys():
+            raise CheckpointError(
+                f"the checkpoint's problem buffer is for {sorted(restored.problems)}, not {sorted(self._problems)}"
+            )
+        for task, problems in restored.problems.items():
+            self._check(task, problems)
+        self._random = generator
+        self._problems = restored.problems
+        self._keys = {task: {problem.key for problem in problems} for task, problems in restored.problems.items()}
+
+    def _check(self, task: Task, problems: Sequence[Problem]) -> None:
+        if len(problems) > self._capacity:
+            raise CheckpointError(
+                f"the checkpoint's problem buffer holds {len(problems)} {task} problems, more than "
+                f"selfplay.buffer_capacity={self._capacity}: resume with at least as many"
+            )
+        distinct = {problem.key for problem in problems if problem.task is task}
+        if not problems or len(distinct) != len(problems):
+            raise CheckpointError(f"the checkpoint's {task} problems are none, not distinct, or of another task")

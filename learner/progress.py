@@ -12,7 +12,7 @@ import msgspec
 
 from shared.config import Config
 from shared.episodes import Evaluation
-from shared.metrics import MetricsLog, write_json
+from shared.metrics import MetricsLog, cut_records, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Summary:
     accuracy_after: mean of the last `run.final_evaluations` evaluations
     accuracy_best: best mean of as many consecutive evaluations
     per_task: task → {"before", "after"}, averaged alike
+    held_out_before, held_out_after: the same on problems that are never trained on; None where there are none
     wall_s: from the first batch's opening to the end
     """
 
@@ -29,6 +30,8 @@ class Summary:
     accuracy_after: float
     accuracy_best: float
     per_task: dict[str, dict[str, float]]
+    held_out_before: float | None
+    held_out_after: float | None
     steps: int
     wall_s: float
     episodes: int
@@ -38,28 +41,39 @@ class Summary:
 
 
 class Progress:
-    """Keeps the clock, the counts and the files of one run."""
+    """Keeps the clock, the counts and the files of one run.
 
-    def __init__(self, config: Config, run_folder: Path) -> None:
+    A run resumed at a version goes on with what is on record up to it; what was recorded after it is cut off.
+    """
+
+    def __init__(self, config: Config, run_folder: Path, *, resumed_at: int = 0) -> None:
         self._config = config
         self._run_folder = run_folder
+        steps = cut_records(run_folder / "metrics.jsonl", lambda record: record["step"] <= resumed_at)
+        evaluations = cut_records(run_folder / "evaluations.jsonl", lambda record: record["version"] <= resumed_at)
         self._metrics = MetricsLog(run_folder / "metrics.jsonl")
         self._evaluation_log = MetricsLog(run_folder / "evaluations.jsonl")
-        self._evaluations: list[Evaluation] = []
+        self._evaluations = [msgspec.convert(record, Evaluation) for record in evaluations]
+        self._wall_before: float = steps[-1]["wall_s"] if steps else 0.0
         self._started = self._lap = time.monotonic()
         self._laps: dict[str, float] = {}
-        self._episodes = 0
-        self._tokens = 0
-        self._syncs = 0
+        self._episodes: int = sum(step["episodes"] for step in steps)
+        self._tokens: int = sum(step["response_tokens"] for step in steps)
+        self._syncs = sum("sync" in step for step in steps)
+
+    def needs_evaluation(self, version: int) -> bool:
+        """Whether a run that begins at `version` begins with an evaluation of it."""
+        due = version % self._config.run.evaluate_every == 0
+        return due and version not in {evaluation.version for evaluation in self._evaluations}
 
     def start_clock(self) -> None:
-        """Training begins now."""
+        """Training begins, or goes on."""
         self._started = self._lap = time.monotonic()
 
     def out_of_time(self) -> bool:
         """Whether `run.time_limit_s` has passed."""
         limit = self._config.run.time_limit_s
-        return limit is not None and time.monotonic() - self._started >= limit
+        return limit is not None and self._wall() >= limit
 
     def lap(self, phase: str) -> None:
         """The time since the last lap belongs to this phase of the step."""
@@ -74,7 +88,11 @@ class Progress:
     def evaluated(self, evaluation: Evaluation) -> None:
         """Record an evaluation."""
         self._evaluations.append(evaluation)
-        record = msgspec.to_builtins(evaluation) | {"accuracy": evaluation.accuracy, "wall_s": self._wall()}
+        record = msgspec.to_builtins(evaluation) | {
+            "accuracy": evaluation.accuracy,
+            "held_out_accuracy": _held_out(evaluation),
+            "wall_s": self._wall(),
+        }
         self._evaluation_log.write(record)
 
     def step(self, version: int, metrics: Mapping[str, Any]) -> None:
@@ -98,6 +116,8 @@ class Progress:
                 task: {"before": result.accuracy, "after": _mean([e.tasks[task].accuracy for e in after])}
                 for task, result in before.tasks.items()
             },
+            held_out_before=_held_out(before),
+            held_out_after=_mean_or_none([_held_out(e) for e in after]),
             steps=steps,
             wall_s=self._wall(),
             episodes=self._episodes,
@@ -114,7 +134,17 @@ class Progress:
         self._evaluation_log.close()
 
     def _wall(self) -> float:
-        return time.monotonic() - self._started
+        return self._wall_before + time.monotonic() - self._started
+
+
+def _held_out(evaluation: Evaluation) -> float | None:
+    """The unweighted mean of the tasks that hold something out."""
+    return _mean_or_none([result.accuracy for result in evaluation.held_out.values()])
+
+
+def _mean_or_none(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return _mean(known) if known else None
 
 
 def _mean(values: Sequence[float]) -> float:

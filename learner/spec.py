@@ -10,19 +10,30 @@ from shared.episodes import Problem, Task
 
 
 @dataclass(frozen=True, slots=True)
+class SeedStage:
+    """Seed problems that enter the problem buffer before the tickets of `batch` are made."""
+
+    batch: int
+    problems: Mapping[Task, Sequence[Problem]]
+
+
+@dataclass(frozen=True, slots=True)
 class LearnerSpec:
     """What the launcher tells every learner rank.
 
     endpoint: ZeroMQ address that rank 0 binds
     environment: fingerprint that workers must have in common with the run
-    seeds: the problems that each task's buffer starts with
+    seeds: what the problem buffer starts with and, under a curriculum, is given later; the first is for batch 0
     probe: token ids that both sides score after every weight sync
+    checkpoints: where they are kept; resume_from: the one that the run goes on from, if any
     stop_file: the run ends after the step during which this file appears
     """
 
     endpoint: str
     run_folder: Path
     environment: str
-    seeds: Mapping[Task, Sequence[Problem]]
+    seeds: Sequence[SeedStage]
     probe: Sequence[int]
+    checkpoints: Path
+    resume_from: Path | None
     stop_file: Path

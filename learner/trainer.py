@@ -6,23 +6,27 @@ import contextlib
 import math
 from dataclasses import asdict
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from learner.batch import broadcast
 from learner.batch_metrics import batch_metrics
-from learner.collector import Collector, TokenLimits
-from learner.normalise import normalise
+from learner.checkpoint import POLICY, CheckpointStore, TrainerState, read_state
+from learner.collector import Collector
+from learner.normalise import Normaliser, SelectedRows
 from learner.parity import check_parity
 from learner.policy import Policy
 from learner.problem_buffer import ProblemBuffer
 from learner.progress import Progress, Summary
 from learner.spec import LearnerSpec
+from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import WeightSender
 from learner.worker_pool import Identity, WorkerPool
 from shared import messages as msg
 from shared.config import Config
-from shared.errors import PrimezeroError
+from shared.errors import CheckpointError, PrimezeroError
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
 
@@ -38,32 +42,59 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         world_size=world_size,
         local_rank=local_rank,
     )
+    store = CheckpointStore(spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every)
+    resumed = None
+    if spec.resume_from is not None:
+        resumed = read_state(spec.resume_from)
+        policy.load(spec.resume_from / POLICY, resumed.policy)
     if rank > 0:
-        _follow(policy, rank)
+        _follow(policy, rank, store, version=0 if resumed is None else resumed.version)
         return None
-    trainer = Trainer(config, spec, policy)
+    trainer = Trainer(config, spec, policy, store, resumed)
     try:
         return trainer.run()
     finally:
         trainer.close()
 
 
-def _follow(policy: Policy, rank: int) -> None:
-    while (rows := broadcast(None, rank)) is not None:
-        policy.train(rows)
+def _follow(policy: Policy, rank: int, store: CheckpointStore, version: int) -> None:
+    """The other ranks: every collective step of rank 0, in its order."""
+    while (batch := broadcast(None, rank)) is not None:
+        if policy.penalises_reward:
+            policy.reference_penalty(batch)
+            batch = broadcast(None, rank)
+            assert batch is not None
+        policy.train(batch)
+        version += 1
+        if store.is_due(version):
+            policy.save(store.partial(version) / POLICY)
+    if not store.is_due(version):
+        policy.save(store.partial(version) / POLICY)
 
 
 class Trainer:
     """Rank 0: owns the worker pool, the collector, the versions and the run's records."""
 
-    def __init__(self, config: Config, spec: LearnerSpec, policy: Policy) -> None:
+    def __init__(
+        self, config: Config, spec: LearnerSpec, policy: Policy, store: CheckpointStore, resumed: TrainerState | None
+    ) -> None:
         self._config = config
         self._spec = spec
         self._policy = policy
-        self._progress = Progress(config, spec.run_folder)
+        self._store = store
+        self._first_version = 0 if resumed is None else resumed.version
+        self._lineage = 0 if resumed is None else resumed.lineage + 1
+        self._normaliser = Normaliser(config)
+        self._buffer = ProblemBuffer(
+            spec.seeds[0].problems, capacity=config.selfplay.buffer_capacity, seed=config.run.seed
+        )
+        if resumed is not None:
+            self._normaliser.restore(resumed.normaliser)
+            self._buffer.restore(resumed.buffer)
+        self._progress = Progress(config, spec.run_folder, resumed_at=self._first_version)
         collector = Collector(
-            ProblemBuffer(spec.seeds, capacity=config.selfplay.buffer_capacity, seed=config.run.seed),
-            tasks=list(spec.seeds),
+            self._buffer,
+            tasks=list(spec.seeds[0].problems),
             selfplay=config.selfplay,
             rewards=config.rewards,
             limits=TokenLimits(
@@ -72,6 +103,9 @@ class Trainer:
                 vocabulary=policy.vocabulary,
             ),
             seed=config.run.seed,
+            stages=spec.seeds,
+            lineage=self._lineage,
+            first_batch=self._first_version,
         )
         identity = Identity(
             model=model_fingerprint(config.model.path),
@@ -93,13 +127,14 @@ class Trainer:
             dtype=getattr(torch, config.model.dtype),
             transport=config.sync.transport,
         )
-        version = 0
+        version = self._first_version
         self._sync(version)
-        self._start_evaluation(version)
-        self._finish_evaluation()
+        if self._progress.needs_evaluation(version):
+            self._start_evaluation(version)
+            self._finish_evaluation()
         self._progress.start_clock()
         self._pool.open_through(version, last)
-        final = config.run.steps == 0
+        final = version == config.run.steps
         while not final:
             record = self._train_batch(version)
             self._progress.lap("train_s")
@@ -115,8 +150,12 @@ class Trainer:
                 if final or version % config.run.evaluate_every == 0:
                     self._start_evaluation(version)
             self._progress.step(version, record)
+            if self._store.is_due(version):
+                self._save_checkpoint(version)
         self._finish_evaluation()
         broadcast(None, 0)
+        if not self._store.is_due(version):
+            self._save_checkpoint(version)
         self._policy.save_pretrained(self._spec.run_folder / "model")
         copy_tokenizer(config.model.path, self._spec.run_folder / "model")
         return self._progress.summarise(version)
@@ -132,15 +171,28 @@ class Trainer:
     def _train_batch(self, number: int) -> dict[str, object]:
         batch = self._pool.wait_for_batch(number)
         self._progress.lap("wait_s")
-        rows = normalise(batch, self._config)
-        broadcast(rows, 0)
-        trained = self._policy.train(rows)
+        rows = self._normaliser.select(batch)
+        training_batch = self._normaliser.training_batch(rows, self._reward_penalty(rows))
+        broadcast(training_batch, 0)
+        trained = self._policy.train(training_batch)
         if not math.isfinite(trained.gradient_norm):
             raise PrimezeroError(
                 f"the gradient of batch {number} is not finite: the weights are spoilt. Lower learner.lr, or see "
                 "metrics.jsonl for what grew before"
             )
-        return {"learner": asdict(trained), **asdict(batch_metrics(batch)), "rejected": self._pool.rejected}
+        return {
+            "learner": asdict(trained),
+            **asdict(batch_metrics(batch, attempts=self._config.selfplay.attempts)),
+            "rejected": self._pool.rejected,
+        }
+
+    def _reward_penalty(self, rows: SelectedRows) -> npt.NDArray[np.float32] | None:
+        """Under the KL estimator k1, what comes off each row's reward; every rank scores its part."""
+        if not self._policy.penalises_reward:
+            return None
+        unnormalised = rows.unnormalised()
+        broadcast(unnormalised, 0)
+        return self._policy.reference_penalty(unnormalised).numpy()
 
     def _sync(self, version: int) -> dict[str, object]:
         assert self._sender is not None
@@ -160,6 +212,26 @@ class Trainer:
         pause = max(finished.pause_s for finished in self._client.finished.values())
         self._progress.synced()
         return {"sync": {**asdict(stats), "pause_s": pause, "probe_difference": max(differences)}}
+
+    def _save_checkpoint(self, version: int) -> None:
+        state = TrainerState(
+            version=version,
+            lineage=self._lineage,
+            ranks=self._config.learner.ranks,
+            buffer=self._buffer.state(),
+            normaliser=self._normaliser.state(),
+            policy=self._policy.state(),
+        )
+        try:
+            partial = self._store.begin(version)
+            self._policy.save(partial / POLICY)
+            self._store.commit(partial, state)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint of version {version} cannot be written to {self._spec.checkpoints}: {error}. Is the "
+                "disk full? The checkpoint before it is intact: make room, and give the same command to go on from it"
+            ) from error
+        self._progress.lap("checkpoint_s")
 
     def _start_evaluation(self, version: int) -> None:
         self._evaluating = self._pool.start_call(msg.Evaluate(version), [self._pool.first_worker()])

@@ -230,7 +230,7 @@ class WorkerPool:
             raise MessageError(f"a rollout worker named {hello.worker} is already here")
         self._workers[peer] = _Worker(hello.worker, hello.incarnation)
         log.info("rollout worker %s joined", hello.worker)
-        self._server.send(peer, msg.Welcome(lineage=0))
+        self._server.send(peer, msg.Welcome(lineage=self._collector.lineage))
         self._deal()
 
     def _deal(self) -> None:

@@ -18,7 +18,7 @@ from shared.episodes import Problem, Role, Task, Verdict
 class Proposal:
     """A judged proposal.
 
-    verdict: VALID, INVALID or UNPARSABLE; copies and repeats are for the caller to find, by key
+    verdict: VALID, INVALID, HELD_OUT or UNPARSABLE; copies and repeats are for the caller to find, by key
     problem: the proposed problem, only when VALID
     """
 
@@ -41,8 +41,12 @@ class Environment(Protocol):
     method that takes one raises ValueError when it is malformed or impossible under these settings.
     Model text never makes a method raise.
 
+    A share of the problems may be held out: they are never proposed, shown, demonstrated or seeded, and only
+    `evaluation_problems` gives them out.
+
     tasks: the task types that have problems
     fingerprint: names the environment and its settings; worker and learner compare it at hello
+    stages: the batches from which on a wider range of problems is open (a curriculum), ascending, the first 0
     """
 
     @property
@@ -51,23 +55,35 @@ class Environment(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
-    def proposer_prompt(self, task: Task, references: Sequence[Problem]) -> str:
+    @property
+    def stages(self) -> tuple[int, ...]: ...
+
+    def proposer_prompt(self, task: Task, references: Sequence[Problem], *, batch: int) -> str:
         """The user message asking for a new problem; `references`, of the same task, may be empty."""
 
     def solver_prompt(self, problem: Problem) -> str:
         """The user message asking for the hidden part."""
 
-    def judge_proposal(self, task: Task, text: str) -> Proposal:
-        """What the proposer's response `text` amounts to."""
+    def judge_proposal(self, task: Task, text: str, *, batch: int) -> Proposal:
+        """What the proposer's response `text` amounts to in a ticket of `batch`."""
 
     def grade(self, problem: Problem, text: str) -> Verdict:
         """CORRECT, WRONG or UNPARSABLE for the solver's response `text`."""
 
-    def seed_problems(self, task: Task, count: int, rng: random.Random) -> list[Problem]:
-        """Distinct random valid problems: `count`, or as many as exist."""
+    def seed_problems(self, task: Task, count: int, rng: random.Random, *, batch: int) -> list[Problem]:
+        """Distinct random valid problems open in `batch`: `count`, or as many as exist."""
 
-    def evaluation_problems(self, task: Task, count: int, seed: int) -> list[Problem]:
-        """The fixed evaluation set of `seed`: `count` distinct problems, or all where fewer exist."""
+    def evaluation_problems(self, task: Task, count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
+        """The fixed evaluation set of `seed`, over the whole range: `count` distinct problems, or all where fewer exist.
+
+        Of the problems that may be trained on, or, with `held_out`, of those that never are: none where nothing is.
+        """
+
+    def slices(self, problem: Problem) -> tuple[str, ...]:
+        """Names of the kinds that an evaluation reports `problem` under, beside its task; often none."""
+
+    def baselines(self, problems: Sequence[Problem]) -> dict[str, float]:
+        """Accuracy on `problems`, of one task, of answers that need no skill, by the name of the trick; by brute force."""
 
     def demonstration(self, role: Role, task: Task, rng: random.Random) -> Demonstration:
         """One row for a format warm start."""

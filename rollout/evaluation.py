@@ -1,18 +1,106 @@
-"""Greedy evaluation of the weights now live, on the environment's fixed problem set."""
+"""Attempts on fixed problem sets, greedy or sampled, and the evaluation of the weights now live."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rollout.chat import ChatTokenizer
 from rollout.engine import Engine
 from rollout.environment import Environment
+from rollout.sample import Sample
 from shared.episodes import Evaluation, Problem, Task, TaskAccuracy, Verdict
 from shared.errors import EngineError
 
 # The set is part of what an accuracy means, so it does not depend on the run's seed.
 EVALUATION_SEED = 20_250_503
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """How problems are attempted.
+
+    attempts: of each problem; temperature: 0 is greedy; seed: of all that is sampled
+    at_once: problems that the engine has at a time, so that waiting for others does not use up the limit for one
+        completion; None: all
+    """
+
+    max_response_tokens: int
+    attempts: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+    at_once: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One judged completion: its length includes the stop token; truncated: cut by the length limit."""
+
+    verdict: Verdict
+    response_tokens: int
+    truncated: bool
+
+    @property
+    def correct(self) -> bool:
+        """Whether the answer was accepted."""
+        return self.verdict is Verdict.CORRECT
+
+
+@dataclass(frozen=True, slots=True)
+class Attempted:
+    """A problem and all attempts on it, in the order of their seeds."""
+
+    problem: Problem
+    attempts: tuple[Attempt, ...]
+
+
+def evaluation_set(environment: Environment, problems_per_task: int, *, held_out: bool = False) -> list[Problem]:
+    """The fixed set of all tasks, task by task; with `held_out`, that of the problems which are never trained on."""
+    return [
+        problem
+        for task in environment.tasks
+        for problem in environment.evaluation_problems(task, problems_per_task, EVALUATION_SEED, held_out=held_out)
+    ]
+
+
+async def attempt(
+    engine: Engine,
+    environment: Environment,
+    chat: ChatTokenizer,
+    problems: Sequence[Problem],
+    decoding: Decoding,
+    *,
+    version: int,
+    name: str,
+) -> list[Attempted]:
+    """Attempt and judge the problems, in their order; `name` tells the requests from others of the same engine.
+
+    Raises EngineError unless every token was sampled by `version`.
+    """
+    gate = asyncio.Semaphore(decoding.at_once or max(1, len(problems)))
+
+    async def one(problem: Problem, request_id: str) -> Attempted:
+        async with gate:
+            samples = await engine.generate(
+                chat.prompt_ids(environment.solver_prompt(problem)),
+                n=decoding.attempts,
+                temperature=decoding.temperature,
+                max_tokens=decoding.max_response_tokens,
+                # Samples of a request draw from consecutive seeds: those of two requests are to be far apart.
+                seed=random.Random(f"{decoding.seed} {problem.task} {problem.key}").getrandbits(62),
+                request_id=request_id,
+            )
+        if any(span.version != version for sample in samples for span in sample.spans):
+            raise EngineError(f"the weights changed while version {version} was evaluated")
+        return Attempted(problem, tuple(judged(problem, sample) for sample in samples))
+
+    def judged(problem: Problem, sample: Sample) -> Attempt:
+        ids = sample.token_ids.tolist()
+        return Attempt(environment.grade(problem, chat.decode(ids)), len(ids), sample.truncated)
+
+    return await asyncio.gather(*(one(problem, f"{name}-{i}") for i, problem in enumerate(problems)))
 
 
 async def evaluate(
@@ -24,44 +112,38 @@ async def evaluate(
     problems_per_task: int,
     max_response_tokens: int,
 ) -> Evaluation:
-    """Accuracy per task at temperature 0.
+    """Greedy accuracy per task, on what may be trained on and, apart, on what is held out.
 
     Raises EngineError unless every token was sampled by `version`.
     """
-    problems = {
-        task: environment.evaluation_problems(task, problems_per_task, EVALUATION_SEED) for task in environment.tasks
-    }
-
-    async def attempt(problem: Problem, name: str) -> tuple[Verdict, int]:
-        [sample] = await engine.generate(
-            chat.prompt_ids(environment.solver_prompt(problem)),
-            n=1,
-            temperature=0.0,
-            max_tokens=max_response_tokens,
-            seed=0,
-            request_id=f"evaluation-{version}-{name}",
-        )
-        if any(span.version != version for span in sample.spans):
-            raise EngineError(f"the weights changed while version {version} was evaluated")
-        return environment.grade(problem, chat.decode(sample.token_ids.tolist())), len(sample.token_ids)
-
-    attempts = await asyncio.gather(
-        *(attempt(p, f"{task}-{i}") for task, chosen in problems.items() for i, p in enumerate(chosen))
+    trainable = evaluation_set(environment, problems_per_task)
+    held_out = evaluation_set(environment, problems_per_task, held_out=True)
+    decoding = Decoding(max_response_tokens=max_response_tokens)
+    attempted = await attempt(
+        engine,
+        environment,
+        chat,
+        [*trainable, *held_out],
+        decoding,
+        version=version,
+        name=f"evaluation-{version}",
     )
-    return Evaluation(version, _by_task(problems, attempts))
+    return Evaluation(version, _accuracies(attempted[: len(trainable)]), _accuracies(attempted[len(trainable) :]))
 
 
-def _by_task(
-    problems: Mapping[Task, Sequence[Problem]], attempts: Sequence[tuple[Verdict, int]]
-) -> dict[Task, TaskAccuracy]:
-    results = iter(attempts)
-    accuracies = {}
-    for task, chosen in problems.items():
-        judged = [next(results) for _ in chosen]
-        accuracies[task] = TaskAccuracy(
-            problems=len(chosen),
-            accuracy=sum(verdict is Verdict.CORRECT for verdict, _ in judged) / len(chosen),
-            unparsable=sum(verdict is Verdict.UNPARSABLE for verdict, _ in judged) / len(chosen),
-            response_tokens=sum(length for _, length in judged) / len(chosen),
-        )
-    return accuracies
+def _accuracies(attempted: Sequence[Attempted]) -> dict[Task, TaskAccuracy]:
+    """Of the tasks that occur, in their order; a single attempt on each problem."""
+    by_task: dict[Task, list[Attempt]] = {}
+    for each in attempted:
+        by_task.setdefault(each.problem.task, []).extend(each.attempts)
+    return {task: _accuracy(attempts) for task, attempts in by_task.items()}
+
+
+def _accuracy(attempts: Sequence[Attempt]) -> TaskAccuracy:
+    count = len(attempts)
+    return TaskAccuracy(
+        problems=count,
+        accuracy=sum(a.correct for a in attempts) / count,
+        unparsable=sum(a.verdict is Verdict.UNPARSABLE for a in attempts) / count,
+        response_tokens=sum(a.response_tokens for a in attempts) / count,
+    )

@@ -1,49 +1,37 @@
 """Prime inversion: x·y ≡ 1 (mod p), p prime, with one part hidden from the solver.
 
 The modulus plays Absolute Zero's program, x its input, y its output (arXiv 2505.03335, section 3.2).
-A proposer states the two parts that the solver will be shown:
 
-    task        shown   hidden   accepted answers
-    deduction   x, p    y        every integer ≡ y (mod p)
-    abduction   y, p    x        every integer ≡ x (mod p)
-    induction   x, y    p        every prime of the range, above x and y, with x·y ≡ 1 (mod p)
+    task        shown             hidden   accepted answers
+    deduction   x, p              y        every integer ≡ y (mod p)
+    abduction   y, p              x        every integer ≡ x (mod p)
+    induction   one or more x, y  p        every prime of the range above all numbers shown, with x·y ≡ 1 (mod p)
 
-A problem is the ordered pair shown, so (x, y) and (y, x) are two induction problems; its content and its
-key are both the two numbers in decimal, "12,13". x·y = 1 is no induction problem: every prime would do.
-Elsewhere the induction answer is unique: two primes above max(x, y) cannot both divide x·y − 1, which
-is below max(x, y)². So each prime p contributes p − 1 deduction, p − 1 abduction and p − 2 induction
-problems.
+A proposer states the parts shown ("partial") or all of them, the pairs and then p ("full").
+
+A problem's content is the numbers shown, in decimal, "12,13", the pairs ascending; its key is the content, or, where
+swapped problems are copies, the family. A pair 1·1 is no part of an induction problem: every prime would do. With
+that the accepted prime is unique (see Universe.solve), so a true prime also fits every further pair it is checked on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
-import re
 from bisect import bisect_right
 from collections.abc import Sequence
-from itertools import accumulate
 
+from rollout.answers import answer_block, parse_answer
 from rollout.environment import Demonstration, Proposal
+from rollout.prime_baselines import baselines
+from rollout.prime_notation import Notation
+from rollout.prime_problems import Equations, Universe
+from rollout.prime_prompts import make_prompts
+from rollout.prime_sampling import CANDIDATES, ascending, one_of_each_slice, smallest_trainable, trainable
 from shared.config import EnvironmentConfig
 from shared.episodes import Problem, Role, Task, Verdict
 from shared.errors import ConfigError
 
-_SOLVER_PROMPTS = {
-    Task.DEDUCTION: "Find y with {} * y = 1 (mod {}). Reason, then answer like {}",
-    Task.ABDUCTION: "Find x with x * {} = 1 (mod {}). Reason, then answer like {}",
-    Task.INDUCTION: "Find a prime p above both numbers with {} * {} = 1 (mod p). Reason, then answer like {}",
-}
-_PROPOSER_PROMPTS = {
-    Task.DEDUCTION: "Pose a prime p from {} to {} and x below it, to find the inverse y. Give x, p like {}",
-    Task.ABDUCTION: "Pose a prime p from {} to {} and y below it, to find the inverse x. Give y, p like {}",
-    Task.INDUCTION: "Pose a prime p from {} to {} by inverse x and y below it, to find p. Give x, y like {}",
-}
-_SOLVER_EXAMPLE = 7
-_TAG = re.compile(r"(</?answer>)")
-_INTEGER = re.compile(r"-?[0-9]{1,12}")
-_CONTENT = re.compile(r"([1-9][0-9]{0,5}),([1-9][0-9]{0,5})")
-_WHITESPACE = " \t\r\n\f\v"
 # Demonstrations are right up to this prime and guess above it.
 _DEMONSTRATED_PRIME = 5
 _DEMONSTRATED_REFERENCES = 3
@@ -55,151 +43,153 @@ class PrimeInversion:
     tasks = (Task.DEDUCTION, Task.ABDUCTION, Task.INDUCTION)
 
     def __init__(self, config: EnvironmentConfig) -> None:
+        self._config = config
         self._range = (config.min_prime, config.max_prime)
-        self._answer_must_end = config.text_after_answer == "unparsable"
-        self._primes = _primes(*self._range)
-        self._prime_set = frozenset(self._primes)
-        # Smallest hidden-side x of a prime's problems, and the number of problems up to each prime.
-        self._first_x = {task: 2 if task is Task.INDUCTION else 1 for task in self.tasks}
-        self._totals = {task: list(accumulate(p - x for p in self._primes)) for task, x in self._first_x.items()}
-        for task, totals in self._totals.items():
-            if not totals or totals[-1] == 0:
-                raise ConfigError(f"environment: no {task} problem exists for primes in {list(self._range)}")
-        rules = repr((_SOLVER_PROMPTS, _PROPOSER_PROMPTS, self._answer_must_end)).encode()
-        self.fingerprint = (
-            "prime_inversion partial {}..{} ".format(*self._range) + hashlib.sha256(rules).hexdigest()[:8]
-        )
+        self.stages = (0, *(batch for batch, _ in config.curriculum))
+        self._largest_primes = (*(prime for _, prime in config.curriculum), config.max_prime)
+        self._universe = Universe(*self._range, pairs=config.induction_pairs, share=config.held_out)
+        self._notation = Notation(self._universe, config)
+        self._prompts = make_prompts(config)
+        self._examples = {task: self._smallest_trainable(task) for task in self.tasks}
+        if config.held_out:
+            self._check_something_is_held_out()
+        self.fingerprint = self._fingerprint()
 
-    def proposer_prompt(self, task: Task, references: Sequence[Problem]) -> str:
+    def proposer_prompt(self, task: Task, references: Sequence[Problem], *, batch: int) -> str:
         """The first reference doubles as the example of the format; without one, the smallest problem does."""
+        known = [self._notation.equations(reference) for reference in references]
         if any(reference.task is not task for reference in references):
             raise ValueError(f"the references of a {task} proposal are not all {task} problems")
-        known = [self._stated(reference) for reference in references]
-        example = known[0] if known else self._stated(self._problem_at(task, 0))
-        prompt = _PROPOSER_PROMPTS[task].format(*self._range, _block(example))
-        if not known:
-            return prompt
-        return f"{prompt} but new" + (f", not {'; '.join(known[1:])}" if known[1:] else "")
+        if any(map(self._universe.is_held_out, known)):
+            raise ValueError(f"a reference of a {task} proposal is held out")
+        return self._proposer_prompt(task, known, batch)
 
     def solver_prompt(self, problem: Problem) -> str:
-        return _SOLVER_PROMPTS[problem.task].format(*self._shown(problem), _block(str(_SOLVER_EXAMPLE)))
+        return self._prompts.solver(problem.task, self._notation.equations(problem), self._range)
 
-    def judge_proposal(self, task: Task, text: str) -> Proposal:
-        numbers = self._parse(text, 2)
-        if numbers is None:
-            return Proposal(Verdict.UNPARSABLE)
-        first, second = numbers
-        if not self._is_valid(task, first, second):
-            return Proposal(Verdict.INVALID)
-        return Proposal(Verdict.VALID, _problem(task, first, second))
+    def judge_proposal(self, task: Task, text: str, *, batch: int) -> Proposal:
+        equations, verdict = None, Verdict.UNPARSABLE
+        stated = self._parse(text, self._notation.stated_count(task))
+        if stated is not None:
+            equations, verdict = self._notation.solve(task, stated), Verdict.INVALID
+        if equations is None or equations.p > self._largest_prime(batch):
+            return Proposal(verdict)
+        if self._universe.is_held_out(equations):
+            return Proposal(Verdict.HELD_OUT)
+        return Proposal(Verdict.VALID, self._notation.problem(task, equations))
 
     def grade(self, problem: Problem, text: str) -> Verdict:
-        first, second = self._shown(problem)
+        equations = self._notation.equations(problem)
         numbers = self._parse(text, 1)
         if numbers is None:
             return Verdict.UNPARSABLE
-        (answer,) = numbers
-        if problem.task is Task.INDUCTION:
-            correct = answer in self._prime_set and answer > max(first, second) and first * second % answer == 1
-        else:
-            correct = first * answer % second == 1
-        return Verdict.CORRECT if correct else Verdict.WRONG
+        return Verdict.CORRECT if self._accepts(problem.task, equations, numbers[0]) else Verdict.WRONG
 
-    def seed_problems(self, task: Task, count: int, rng: random.Random) -> list[Problem]:
-        total = self._totals[task][-1]
-        return [self._problem_at(task, index) for index in rng.sample(range(total), min(count, total))]
+    def seed_problems(self, task: Task, count: int, rng: random.Random, *, batch: int) -> list[Problem]:
+        """Where a held-out share makes problems rare, those that CANDIDATES draws find."""
+        return [self._notation.problem(task, equations) for equations in self._seeds(task, count, rng, batch)]
 
-    def evaluation_problems(self, task: Task, count: int, seed: int) -> list[Problem]:
-        """One random problem from each of `count` equal slices of all, ordered by p: every band is covered."""
-        total = self._totals[task][-1]
-        count = min(count, total)
+    def evaluation_problems(self, task: Task, count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
+        """One random problem from each of `count` equal slices of all, ordered by p: every band is covered.
+
+        Both orientations of an equation are asked for, swapped_is_copy or not: they have different answers.
+        """
         rng = random.Random(f"evaluation {seed} {task}")
-        bounds = [total * index // count for index in range(count + 1)]
-        return [self._problem_at(task, rng.randrange(*bounds[index : index + 2])) for index in range(count)]
+        numbers = list(ascending(self._universe, task, max(count, CANDIDATES), rng, held_out=held_out))
+        places = one_of_each_slice(numbers, count, rng)
+        return [self._notation.problem(task, self._universe.at(task, place)) for place in places]
+
+    def slices(self, problem: Problem) -> tuple[str, ...]:
+        """Self-inverse: for one of its pairs x = y, that is, x is 1 or p − 1."""
+        return ("self-inverse",) if self._notation.equations(problem).is_self_inverse else ()
+
+    def baselines(self, problems: Sequence[Problem]) -> dict[str, float]:
+        if len({problem.task for problem in problems}) > 1:
+            raise ValueError("baselines are of problems of one task")
+        everything = [self._notation.equations(problem) for problem in problems]
+        return baselines(problems[0].task, everything, self._universe.primes) if problems else {}
 
     def demonstration(self, role: Role, task: Task, rng: random.Random) -> Demonstration:
-        """Proposer: a random new problem. Solver: right for p up to 5, a guess of the right kind above."""
-        if role is Role.PROPOSER:
-            *references, new = self.seed_problems(task, _DEMONSTRATED_REFERENCES + 1, rng)
-            return Demonstration(self.proposer_prompt(task, references), _block(self._stated(new)))
-        (problem,) = self.seed_problems(task, 1, rng)
-        return Demonstration(self.solver_prompt(problem), _block(str(self._demonstrated_answer(problem, rng))))
+        """Proposer: a random new problem. Solver: right for p up to 5, a guess of the right kind above.
 
-    def _demonstrated_answer(self, problem: Problem, rng: random.Random) -> int:
-        first, second = self._shown(problem)
-        if problem.task is Task.INDUCTION:
-            candidates = self._primes_above(first, second)
-            answer = next(p for p in candidates if first * second % p == 1)
-            return answer if answer <= _DEMONSTRATED_PRIME else rng.choice(candidates)
-        return pow(first, -1, second) if second <= _DEMONSTRATED_PRIME else rng.randrange(1, second)
+        Of the first stage's range, so that a warm start sees nothing of what the curriculum keeps for later.
+        """
+        if role is Role.PROPOSER:
+            *references, posed = self._seeds(task, _DEMONSTRATED_REFERENCES + 1, rng, batch=0)
+            response = _joined(self._notation.stated(task, posed))
+            return Demonstration(self._proposer_prompt(task, references, batch=0), answer_block(response))
+        (asked,) = self._seeds(task, 1, rng, batch=0)
+        prompt = self._prompts.solver(task, asked, self._range)
+        return Demonstration(prompt, answer_block(str(self._demonstrated_answer(task, asked, rng))))
+
+    def _demonstrated_answer(self, task: Task, equations: Equations, rng: random.Random) -> int:
+        if equations.p <= _DEMONSTRATED_PRIME:
+            return equations.hidden(task)
+        if task is not Task.INDUCTION:
+            return rng.randrange(1, equations.p)
+        primes = self._universe.primes_above(equations.shown(task))
+        return rng.choice([p for p in primes if p <= self._largest_prime(0)])
+
+    def _proposer_prompt(self, task: Task, references: Sequence[Equations], batch: int) -> str:
+        known = [_joined(self._notation.stated(task, reference)) for reference in references]
+        example = _joined(self._notation.stated(task, self._examples[task]))
+        return self._prompts.proposer(task, (self._config.min_prime, self._largest_prime(batch)), known, example)
+
+    def _seeds(self, task: Task, count: int, rng: random.Random, batch: int) -> list[Equations]:
+        """Distinct by key."""
+        total, config = self._universe.total(task, self._largest_prime(batch)), self._config
+        if not config.held_out and not config.swapped_is_copy and config.induction_pairs == 1:
+            # Every problem serves, and a range() of them has a length: the library's sample is the quicker one.
+            return [self._universe.at(task, index) for index in rng.sample(range(total), min(count, total))]
+        seeds: dict[str, Equations] = {}
+        for equations in trainable(self._universe, task, total, rng):
+            seeds.setdefault(self._notation.problem(task, equations).key, equations)
+            if len(seeds) >= count:
+                break
+        return list(seeds.values())[:count]
+
+    def _smallest_trainable(self, task: Task) -> Equations:
+        largest = self._largest_primes[0]
+        example = smallest_trainable(self._universe, task, self._universe.total(task, largest))
+        if example is None:
+            raise ConfigError(
+                f"environment: no {task} problem to train on exists for primes in {[self._range[0], largest]}: widen "
+                "the range or the curriculum's first stage, or lower held_out or induction_pairs"
+            )
+        return example
+
+    def _check_something_is_held_out(self) -> None:
+        for task in self.tasks:
+            found = ascending(self._universe, task, CANDIDATES, random.Random(str(task)), held_out=True)
+            if next(found, None) is None:
+                raise ConfigError(
+                    f"environment.held_out={self._config.held_out} holds no {task} problem out for primes in "
+                    f"{list(self._range)}: raise it, widen the range, or set it to 0"
+                )
+
+    def _largest_prime(self, batch: int) -> int:
+        return self._largest_primes[bisect_right(self.stages, batch) - 1]
 
     def _parse(self, text: str, count: int) -> tuple[int, ...] | None:
-        return parse_answer(text, count, must_end_there=self._answer_must_end)
+        return parse_answer(text, count, must_end_there=self._config.text_after_answer == "unparsable")
 
-    def _stated(self, problem: Problem) -> str:
-        """The problem as a proposer states it."""
-        return "{}, {}".format(*self._shown(problem))
-
-    def _shown(self, problem: Problem) -> tuple[int, int]:
-        """The two numbers shown; ValueError unless `problem` is one of this environment's."""
-        match = _CONTENT.fullmatch(problem.content)
-        if match is None or problem.key != problem.content:
-            raise ValueError(f"malformed {problem.task} problem: {problem.content[:40]!r}, key {problem.key[:40]!r}")
-        first, second = int(match[1]), int(match[2])
-        if not self._is_valid(problem.task, first, second):
-            raise ValueError(f"no {problem.task} problem for primes in {list(self._range)}: {problem.content!r}")
-        return first, second
-
-    def _is_valid(self, task: Task, first: int, second: int) -> bool:
+    def _accepts(self, task: Task, equations: Equations, answer: int) -> bool:
+        shown = equations.shown(task)
         if task is not Task.INDUCTION:
-            return second in self._prime_set and 1 <= first < second
-        if min(first, second) < 1 or max(first, second) >= self._primes[-1] or first * second == 1:
-            return False
-        return any(first * second % p == 1 for p in self._primes_above(first, second))
+            number, p = shown
+            return number * answer % p == 1
+        further = self._universe.further_pairs(equations, self._config.induction_held_out_pairs)
+        return self._universe.accepts(answer, shown, [*equations.pairs, *further])
 
-    def _primes_above(self, first: int, second: int) -> list[int]:
-        return self._primes[bisect_right(self._primes, max(first, second)) :]
-
-    def _problem_at(self, task: Task, index: int) -> Problem:
-        """Problem `index` of all of this task, ordered by p, then by x."""
-        totals = self._totals[task]
-        place = bisect_right(totals, index)
-        p = self._primes[place]
-        x = self._first_x[task] + index - (totals[place - 1] if place else 0)
-        return _problem(task, x, pow(x, -1, p) if task is Task.INDUCTION else p)
+    def _fingerprint(self) -> str:
+        """The settings, and every prompt of the smallest problem: whatever changes a text changes it."""
+        texts = [self._config.model_dump_json()]
+        for task, example in self._examples.items():
+            texts.append(self._prompts.solver(task, example, self._range))
+            texts += [self._proposer_prompt(task, [example] * count, batch=0) for count in range(3)]
+        digest = hashlib.sha256("\n".join(texts).encode()).hexdigest()
+        return "prime_inversion {}..{} {}".format(*self._range, digest[:16])
 
 
-def parse_answer(text: str, count: int, *, must_end_there: bool) -> tuple[int, ...] | None:
-    """The `count` integers of the last complete answer block in `text`; None if it holds anything else.
-
-    A block is `<answer>…</answer>` without another answer tag inside. Its stripped content must be
-    comma-separated ASCII integers of at most 12 digits. must_end_there: only white space may follow it.
-    """
-    parts = _TAG.split(text)
-    for end in range(len(parts) - 2, 2, -2):
-        if parts[end] == "</answer>" and parts[end - 2] == "<answer>":
-            if must_end_there and "".join(parts[end + 1 :]).strip(_WHITESPACE):
-                return None
-            words = [word.strip(_WHITESPACE) for word in parts[end - 1].split(",", count)]
-            if len(words) == count and all(map(_INTEGER.fullmatch, words)):
-                return tuple(map(int, words))
-            return None
-    return None
-
-
-def _block(content: str) -> str:
-    return f"<answer>{content}</answer>"
-
-
-def _problem(task: Task, first: int, second: int) -> Problem:
-    text = f"{first},{second}"
-    return Problem(task, text, text)
-
-
-def _primes(low: int, high: int) -> list[int]:
-    """The primes in [low, high], by the sieve of Eratosthenes."""
-    sieve = bytearray([1]) * (high + 1)
-    for n in range(2, int(high**0.5) + 1):
-        if sieve[n]:
-            sieve[n * n :: n] = bytes(len(range(n * n, high + 1, n)))
-    return [n for n in range(max(low, 2), high + 1) if sieve[n]]
+def _joined(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

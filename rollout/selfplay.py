@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from rollout.sample import Sample
 from shared.config import Config
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, Verdict
 from shared.errors import PrimezeroError
-from shared.rewards import proposer_reward, solver_reward
+from shared.rewards import proposer_reward, solve_rate, solver_reward
 
 
 class SelfPlay:
@@ -29,8 +30,8 @@ class SelfPlay:
     async def play(self, ticket: Ticket) -> ClosedTicket:
         """Propose, validate, attempt, reward.
 
-        The moment the proposal has ended its problem, or the ticket's fallback, is attempted
-        `selfplay.attempts` times; the proposal's reward follows from those attempts.
+        The moment the proposal has ended its problem, or the ticket's fallback, is attempted; the proposal's
+        reward follows from those attempts.
         """
         if self._engine.version < ticket.min_version:
             raise PrimezeroError(
@@ -41,27 +42,45 @@ class SelfPlay:
         if ticket.kind == "proposal":
             proposal, proposed = await self._propose(ticket)
         problem = proposed or ticket.problem
-        attempts = await self._attempt(problem, ticket)
-        closed = ClosedTicket(ticket.id, proposal, proposed, problem, attempts)
-        if proposal is None:
-            return closed
-        rate = closed.solve_rate if proposed is not None else None
-        reward = proposer_reward(proposal.verdict, rate, len(proposal.response_ids), self._config.rewards)
-        return replace(closed, proposal=replace(proposal, reward=reward))
+        attempts, rate = await self._solve(problem, ticket, estimate=proposed is not None)
+        if proposal is not None:
+            reward = proposer_reward(proposal.verdict, rate, len(proposal.response_ids), self._config.rewards)
+            proposal = replace(proposal, reward=reward)
+        return ClosedTicket(ticket.id, proposal, proposed, problem, attempts, rate)
 
     async def _propose(self, ticket: Ticket) -> tuple[Episode, Problem | None]:
         """The judged proposal, its reward still to come, and its problem if that is valid."""
-        prompt = self._environment.proposer_prompt(ticket.task, ticket.references)
-        ids, [sample] = await self._sample(prompt, ticket, stage=0, count=1)
-        judged = self._environment.judge_proposal(ticket.task, self._chat.decode(sample.token_ids.tolist()))
+        batch = ticket.id.batch
+        prompt = self._environment.proposer_prompt(ticket.task, ticket.references, batch=batch)
+        ids, [sample] = await self._sample(prompt, ticket, first=0, count=1)
+        text = self._chat.decode(sample.token_ids.tolist())
+        judged = self._environment.judge_proposal(ticket.task, text, batch=batch)
         verdict, problem = judged.verdict, judged.problem
         if problem is not None and any(problem.key == shown.key for shown in ticket.references):
             verdict, problem = Verdict.COPY, None
         return _episode(Role.PROPOSER, ticket.task, ids, sample, verdict, reward=0.0), problem
 
-    async def _attempt(self, problem: Problem, ticket: Ticket) -> tuple[Episode, ...]:
+    async def _solve(self, problem: Problem, ticket: Ticket, *, estimate: bool) -> tuple[tuple[Episode, ...], float]:
+        """The attempts that train, and the solve rate over all that were made.
+
+        With separate samples (the paper's way) one sample of its own trains; only a problem whose solve rate
+        decides about a reward (`estimate`) is attempted besides.
+        """
+        count = self._config.selfplay.attempts
+        if self._config.selfplay.solver_samples == "attempts":
+            trained = judged = await self._attempt(problem, ticket, first=1, count=count)
+        elif estimate:
+            judged, trained = await asyncio.gather(
+                self._attempt(problem, ticket, first=1, count=count),
+                self._attempt(problem, ticket, first=1 + count, count=1),
+            )
+        else:
+            trained = judged = await self._attempt(problem, ticket, first=1 + count, count=1)
+        return trained, solve_rate([attempt.verdict for attempt in judged])
+
+    async def _attempt(self, problem: Problem, ticket: Ticket, *, first: int, count: int) -> tuple[Episode, ...]:
         prompt = self._environment.solver_prompt(problem)
-        ids, samples = await self._sample(prompt, ticket, stage=1, count=self._config.selfplay.attempts)
+        ids, samples = await self._sample(prompt, ticket, first=first, count=count)
         attempts = []
         for sample in samples:
             verdict = self._environment.grade(problem, self._chat.decode(sample.token_ids.tolist()))
@@ -70,8 +89,13 @@ class SelfPlay:
         return tuple(attempts)
 
     async def _sample(
-        self, prompt: str, ticket: Ticket, *, stage: int, count: int
+        self, prompt: str, ticket: Ticket, *, first: int, count: int
     ) -> tuple[Sequence[int], list[Sample]]:
+        """Samples `first` to `first + count` of the ticket.
+
+        Sample i draws from the ticket's seed + i, the engine counting on from the request's seed: no two of a
+        ticket may share i, or those of one prompt would be the same.
+        """
         ids = self._chat.prompt_ids(prompt)
         limit = self._config.sampling.max_prompt_tokens
         if len(ids) > limit:
@@ -83,8 +107,8 @@ class SelfPlay:
             n=count,
             temperature=self._config.sampling.temperature,
             max_tokens=self._config.sampling.max_response_tokens,
-            seed=(ticket.seed + stage) % 2**63,
-            request_id=f"{ticket.id.lineage}-{ticket.id.batch}-{ticket.id.index}-{stage}",
+            seed=(ticket.seed + first) % 2**63,
+            request_id=f"{ticket.id.lineage}-{ticket.id.batch}-{ticket.id.index}-{first}",
         )
         return ids, samples
 

@@ -1,31 +1,22 @@
-"""The configuration: one typed tree, read from TOML, overridden on the command line.
-
-Precedence: command line (`--learner.lr 2e-6`), then the TOML file, then the defaults below. An
-unknown key or an impossible value is a ConfigError that names the key, before anything starts.
-Nothing is read from the environment.
-"""
+"""The configuration: one typed tree. `shared/config_file.py` reads and writes it."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-import tomli_w
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
-
-from shared.errors import ConfigError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 # TOML has no null: "none" stands for it.
-PositiveOrNone = Annotated[
-    Annotated[float, Field(gt=0)] | None, BeforeValidator(lambda value: None if value == "none" else value)
-]
+_NoneByName = BeforeValidator(lambda value: None if value == "none" else value)
+PositiveOrNone = Annotated[Annotated[float, Field(gt=0)] | None, _NoneByName]
+PathOrNone = Annotated[Path | None, _NoneByName]
 
 
 class Section(BaseModel):
@@ -39,13 +30,17 @@ class RunConfig(Section):
 
     name: str = Field("run", description="folder of this run inside `folder`")
     folder: Path = Field(Path("runs"), description="where runs are kept")
-    overwrite: bool = Field(False, description="replace an earlier run of the same name")
+    overwrite: bool = Field(
+        False, description="replace an earlier run of the same name; otherwise it is resumed from its last checkpoint"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of everything random in the run")
     steps: int = Field(100, ge=0, description="batches to train on")
     time_limit_s: PositiveOrNone = Field(
         None, description="train no longer than this: finish the step, evaluate, export; none: no limit"
     )
     evaluate_every: Count = Field(20, description="steps between evaluations")
+    checkpoint_every: int = Field(20, ge=0, description="steps between checkpoints; 0: only one at the end")
+    keep_checkpoints: Count = Field(2, description="checkpoints kept, the newest ones")
     final_evaluations: Count = Field(
         1, description="the last evaluations, the untrained model's not counted, averaged as accuracy_after"
     )
@@ -80,6 +75,27 @@ class EnvironmentConfig(Section):
     name: Literal["prime_inversion"] = "prime_inversion"
     min_prime: int = Field(2, ge=2, description="smallest prime")
     max_prime: int = Field(13, ge=2, le=100_000, description="largest prime")
+    curriculum: tuple[tuple[int, int], ...] = Field(
+        (),
+        description="[[batch, max_prime], ...]: before that batch seeds and proposals stay up to that prime; "
+        "afterwards max_prime holds",
+    )
+    held_out: float = Field(
+        0.0, ge=0, lt=1, description="share of the residue classes (p, {x, y}) that are never trained on"
+    )
+    induction_pairs: int = Field(1, ge=1, le=8, description="pairs (x, y) shown in an induction problem")
+    induction_held_out_pairs: int = Field(
+        0, ge=0, le=8, description="further pairs that an induction answer must fit, not shown"
+    )
+    prompts: Literal["instruct", "short"] = Field(
+        "instruct", description="instruct: full instructions for an Instruct model; short: a line for the tiny model"
+    )
+    proposal: Literal["partial", "full"] = Field(
+        "partial", description="what a proposer states: the parts that the solver is shown, or x, y and p"
+    )
+    swapped_is_copy: bool = Field(
+        False, description="count (y, x, p) as the same problem as (x, y, p): as a copy, a repeat, a duplicate"
+    )
     text_after_answer: Literal["allowed", "unparsable"] = Field(
         "allowed",
         description="what a response is that goes on after its answer block; with a strong entropy bonus such text "
@@ -98,6 +114,16 @@ class EnvironmentConfig(Section):
             raise ValueError(f"no prime in [{self.min_prime}, {self.max_prime}]")
         return self
 
+    @model_validator(mode="after")
+    def _curriculum_grows(self) -> Self:
+        stages = [(0, self.min_prime - 1), *self.curriculum, (2**63, self.max_prime)]
+        if any(later <= batch or wider <= prime for (batch, prime), (later, wider) in pairwise(stages)):
+            raise ValueError(
+                f"curriculum={[list(stage) for stage in self.curriculum]}: batches must grow from 1, and primes from "
+                f"min_prime={self.min_prime} to below max_prime={self.max_prime}"
+            )
+        return self
+
 
 class RewardConfig(Section):
     """What a completion earns (method: rewards)."""
@@ -108,6 +134,18 @@ class RewardConfig(Section):
     invalid: float = Field(-0.5, description="proposer: well formed, but invalid, a copy, or a repeat")
     extreme_solve_rate: float = Field(0.0, description="proposer: valid, but solved always or never")
     length_penalty: float = Field(0.0, ge=0, description="either role: cost of each response token")
+    answer_diversity_bonus: float = Field(
+        0.0,
+        ge=0,
+        description="proposer: for a valid problem, times 1 - the share of the batch's valid problems of its task that "
+        "have the same answer",
+    )
+    repeat_penalty: float = Field(
+        1.0,
+        ge=0,
+        description="proposer, under repeat_in_batch=penalise: times the share of the batch's other valid problems of "
+        "its task that are the same problem",
+    )
     permute_within_cell: bool = Field(
         False, description="control: shuffle the rewards within each (task, role), so that they teach nothing"
     )
@@ -119,9 +157,17 @@ class SelfPlayConfig(Section):
     proposals_per_task: int = Field(64, ge=0, description="proposal tickets per task and batch")
     buffer_problems_per_task: int = Field(0, ge=0, description="buffer tickets per task and batch")
     attempts: int = Field(8, ge=2, description="solver attempts on each problem")
+    solver_samples: Literal["attempts", "separate"] = Field(
+        "attempts",
+        description="what trains the solver: all attempts; or, as in the paper, one separate sample a ticket, the "
+        "attempts serving the proposer's reward alone",
+    )
+    train_proposer: bool = Field(True, description="whether proposals are trained on, or only made")
     references: int = Field(6, ge=0, description="buffer problems shown to the proposer")
-    repeat_in_batch: Literal["allow", "invalid"] = Field(
-        "invalid", description="a problem proposed twice in a batch: every copy but the first earns `invalid`"
+    repeat_in_batch: Literal["allow", "penalise", "invalid"] = Field(
+        "invalid",
+        description="a problem proposed twice in a batch: no matter; all copies pay rewards.repeat_penalty; or every "
+        "copy but the first earns rewards.invalid",
     )
     seed_problems_per_task: Count = Field(24, description="random valid problems that the buffer starts with")
     buffer_capacity: Count = Field(4096, description="problems kept per task; beyond it one leaves at random")
@@ -133,7 +179,14 @@ class SelfPlayConfig(Section):
             raise ValueError("proposals_per_task and buffer_problems_per_task are both 0: a batch would be empty")
         if max(self.references, self.seed_problems_per_task) > self.buffer_capacity:
             raise ValueError("buffer_capacity is smaller than references or seed_problems_per_task")
+        if not self.train_proposer and self.proposals_per_task and self.solver_samples == "separate":
+            raise ValueError("train_proposer=false with solver_samples=separate would use the attempts for nothing")
         return self
+
+    @property
+    def trained_attempts(self) -> int:
+        """Solver episodes that train, on each ticket's problem."""
+        return self.attempts if self.solver_samples == "attempts" else 1
 
 
 class SamplingConfig(Section):
@@ -158,13 +211,36 @@ class RolloutConfig(Section):
 
 
 class TrustRegionConfig(Section):
-    """Clipping and the correction for the sampler being another engine, or an older policy."""
+    """Clipping and the correction for the sampler being another engine, or an older policy.
 
-    clip_low: Share = 0.2
-    clip_high: Annotated[float, Field(ge=0)] = 0.28
-    importance_cap: PositiveOrNone = Field(
-        2.0, description="cap C of truncated importance sampling; none switches the correction off"
+    With r = exp(logp_old - logp_behaviour) per token, the weight w of policy and KL terms is: none, 1; truncated,
+    min(r, importance_cap); icepop, r inside the band and 0 outside; sequence_mask, min(r, importance_cap), and 0 for
+    the whole of a sequence whose geometric mean of r is outside the band.
+    """
+
+    clip_low: Share = Field(0.2, description="the ratio is clipped below 1 - clip_low")
+    clip_high: float = Field(0.28, ge=0, description="the ratio is clipped above 1 + clip_high")
+    correction: Literal["truncated", "icepop", "sequence_mask", "none"] = Field(
+        "truncated", description="how sampler and learner are reconciled"
     )
+    importance_cap: float = Field(2.0, gt=0, description="cap C of truncated importance sampling")
+    band_low: float = Field(0.5, gt=0, le=1, description="lower end of the band that is trained on")
+    band_high: float = Field(5.0, ge=1, description="upper end of the band that is trained on")
+
+
+class AdvantageConfig(Section):
+    """How rewards become advantages within a (task, role) cell."""
+
+    baseline: Literal["cell", "ema", "group"] = Field(
+        "cell",
+        description="cell: the batch's own mean and spread (TRR++); ema: running ones; group: for the solver, the mean "
+        "of the attempts on one problem",
+    )
+    length_weighted: bool = Field(
+        False, description="statistics over response tokens, as the reference code does, instead of sequences"
+    )
+    ema_decay: Beta = Field(0.95, description="of the running mean and variance")
+    std_floor: float = Field(0.0, ge=0, description="lower bound of a cell's standard deviation")
 
 
 class LearnerConfig(Section):
@@ -189,9 +265,23 @@ class LearnerConfig(Section):
     )
     averaging: Literal["token", "sequence"] = Field("token", description="what the loss is a mean over")
     solver_row_weight: PositiveOrNone = Field(
-        None, description="weight of solver rows in the loss and its denominator; none: 1 / attempts"
+        None,
+        description="weight of solver rows in the loss and its denominator; none: 1 / trained samples of a problem",
     )
-    std_floor: float = Field(0.0, ge=0, description="lower bound of a cell's standard deviation")
+    mask_truncated: bool = Field(
+        False, description="leave responses that the length limit cut out of the loss and of the cells' statistics"
+    )
+    kl_coefficient: float = Field(
+        0.0, ge=0, description="weight of KL(policy || reference); above 0 a reference model is loaded"
+    )
+    kl_estimator: Literal["k1", "k2", "k3"] = Field(
+        "k2",
+        description="k1: taken off the reward; k2, k3: added to the loss; on-policy k2 has the reverse KL's gradient",
+    )
+    reference_model: PathOrNone = Field(
+        None, description="folder of the reference model; by default the model that training starts from"
+    )
+    advantage: AdvantageConfig = AdvantageConfig()
     trust_region: TrustRegionConfig = TrustRegionConfig()
 
 
@@ -238,6 +328,16 @@ class Config(Section):
             raise ValueError(
                 "learner.zero_stage=0 with model.dtype=bfloat16 would add up gradients in bfloat16: use 1 or 2"
             )
+        if self.run.checkpoint_every % self.sync.every:
+            raise ValueError(
+                f"run.checkpoint_every={self.run.checkpoint_every} must be a multiple of sync.every={self.sync.every}: "
+                "a resumed run begins by syncing what it has"
+            )
+        if self.learner.advantage.baseline == "group" and self.selfplay.trained_attempts == 1:
+            raise ValueError(
+                "learner.advantage.baseline=group compares the attempts on one problem: it needs "
+                "selfplay.solver_samples=attempts"
+            )
         if self.run.evaluate_every % self.sync.every:
             raise ValueError(
                 f"run.evaluate_every={self.run.evaluate_every} must be a multiple of sync.every={self.sync.every}: "
@@ -254,7 +354,7 @@ class Config(Section):
     def solver_row_weight(self) -> float:
         """The solver rows' weight, resolved."""
         weight = self.learner.solver_row_weight
-        return 1 / self.selfplay.attempts if weight is None else weight
+        return 1 / self.selfplay.trained_attempts if weight is None else weight
 
     @property
     def probe_tolerance(self) -> float:
@@ -262,89 +362,3 @@ class Config(Section):
         if self.sync.probe_tolerance is not None:
             return self.sync.probe_tolerance
         return {"float32": 1e-4, "bfloat16": 3e-2}[self.model.dtype]
-
-
-def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Read the tree: defaults, then the TOML file, then `--section.key value` pairs.
-
-    Raises ConfigError, naming the key, when a key is unknown or a value impossible.
-    """
-    tree = {} if path is None else _read_toml(path)
-    for key, value in _pairs(overrides):
-        _put(tree, key, value)
-    try:
-        return Config.model_validate(tree)
-    except ValidationError as error:
-        lines = [f"  {'.'.join(map(str, e['loc'])) or 'configuration'}: {_reason(e)}" for e in error.errors()]
-        raise ConfigError("the configuration is not usable:\n" + "\n".join(lines)) from error
-
-
-def dump_toml(config: Config) -> str:
-    """The resolved tree as TOML; `load_config` reads it back to an equal tree."""
-
-    def spelled(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: spelled(item) for key, item in value.items()}
-        return "none" if value is None else value
-
-    return tomli_w.dumps(spelled(config.model_dump(mode="json")))
-
-
-def known_keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
-    """Every dotted key with its description."""
-    keys: dict[str, str] = {}
-    for name, field in section.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            keys |= known_keys(field.annotation, f"{prefix}{name}.")
-        else:
-            keys[prefix + name] = field.description or ""
-    return keys
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
-
-
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
-    pairs = []
-    words = iter(overrides)
-    for word in words:
-        if not re.fullmatch(r"--[a-z][\w.]*(=.*)?", word, re.DOTALL):
-            raise ConfigError(f"expected an override such as --learner.lr 2e-6, found {word!r}")
-        key, separator, value = word[2:].partition("=")
-        if not separator:
-            following = next(words, None)
-            if following is None:
-                raise ConfigError(f"the override --{key} has no value")
-            value = following
-        pairs.append((key, value))
-    return pairs
-
-
-def _put(tree: dict[str, Any], key: str, value: str) -> None:
-    *sections, last = key.split(".")
-    node = tree
-    for section in sections:
-        node = node.setdefault(section, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"{key}: {section} is a value, not a section")
-    node[last] = _read_list(key, value) if value.startswith("[") else value
-
-
-def _read_list(key: str, value: str) -> object:
-    try:
-        return tomllib.loads(f"list = {value}")["list"]
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{key}: {value!r} is not a list such as [0.9, 0.95]") from error
-
-
-def _reason(error: Mapping[str, Any]) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    return message if isinstance(error["input"], dict) else f"{message} (found {error['input']!r})"

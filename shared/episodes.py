@@ -38,6 +38,7 @@ class Verdict(StrEnum):
     INVALID = "invalid"  # proposer: well formed, but not a problem
     COPY = "copy"  # proposer: valid, but one of the references it was shown
     REPEAT = "repeat"  # proposer: valid, but proposed before in the same batch
+    HELD_OUT = "held_out"  # proposer: refused only because it is kept for evaluation; not trained on
     UNPARSABLE = "unparsable"  # either: no answer in the asked format
 
 
@@ -46,11 +47,15 @@ class Problem(msgspec.Struct, frozen=True, array_like=True):
 
     content: everything the environment needs to prompt for it and to grade it
     key: the canonical form; two problems with equal task and key are the same problem
+    family: problems of one task and family are made from each other for free, without solving anything
+    answer: the hidden part, in its canonical form
     """
 
     task: Task
     content: str
     key: str
+    family: str
+    answer: str
 
 
 class TicketId(msgspec.Struct, frozen=True, array_like=True, order=True):
@@ -122,7 +127,9 @@ class ClosedTicket:
     proposal: the proposer's episode, for proposal tickets
     proposed: the problem it stated, if that is valid
     problem: the problem that the attempts are on
-    attempts: the solver's episodes; all on `problem`, all with the same prompt
+    attempts: the solver's episodes that train; all on `problem`, all with the same prompt
+    solve_rate: mean of 1[correct] over all attempts at `problem`, those that do not train (solver_samples
+        "separate") included
     """
 
     id: TicketId
@@ -130,11 +137,7 @@ class ClosedTicket:
     proposed: Problem | None
     problem: Problem
     attempts: tuple[Episode, ...]
-
-    @property
-    def solve_rate(self) -> float:
-        """Mean of 1[correct] over the attempts."""
-        return sum(e.verdict is Verdict.CORRECT for e in self.attempts) / len(self.attempts)
+    solve_rate: float
 
     @property
     def episodes(self) -> tuple[Episode, ...]:
@@ -155,12 +158,16 @@ class TaskAccuracy(msgspec.Struct, frozen=True):
 
 
 class Evaluation(msgspec.Struct, frozen=True):
-    """A greedy evaluation of one weight version."""
+    """A greedy evaluation of one weight version.
+
+    tasks: on problems that may be trained on; held_out: on those that never are, empty where there are none
+    """
 
     version: int
     tasks: dict[Task, TaskAccuracy]
+    held_out: dict[Task, TaskAccuracy] = msgspec.field(default_factory=dict)
 
     @property
     def accuracy(self) -> float:
-        """The unweighted mean of the tasks."""
+        """The unweighted mean of the tasks, on problems that may be trained on."""
         return sum(t.accuracy for t in self.tasks.values()) / len(self.tasks)

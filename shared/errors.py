@@ -31,3 +31,7 @@ class EngineError(PrimezeroError):
 
 class WeightSyncError(PrimezeroError):
     """A weight update failed, or the engine's weights are not the learner's."""
+
+
+class CheckpointError(PrimezeroError):
+    """A checkpoint cannot be written, is broken, or belongs to a run with other settings."""

@@ -28,7 +28,7 @@ from shared.episodes import (
 )
 from shared.errors import MessageError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_EPISODES_PER_TICKET = 4096
 MAX_TOKENS_PER_TICKET = 2**27
 
@@ -108,6 +108,7 @@ class Closed(_Message, frozen=True):
     id: TicketId
     proposed: Problem | None
     problem: Problem
+    solve_rate: float
     prompt_tokens: tuple[int, ...]
     proposal: EpisodeHeader | None
     attempts: tuple[EpisodeHeader, ...]
@@ -242,6 +243,7 @@ def encode_closed(sequence: int, ticket: ClosedTicket) -> list[Frame]:
         id=ticket.id,
         proposed=ticket.proposed,
         problem=ticket.problem,
+        solve_rate=ticket.solve_rate,
         prompt_tokens=tuple(len(prompt) // 4 for prompt in prompts),
         proposal=proposal,
         attempts=attempts,
@@ -276,6 +278,8 @@ def decode_closed(closed: Closed, buffers: Sequence[Frame]) -> ClosedTicket:
     headers = [h for h in (closed.proposal, *closed.attempts) if h is not None]
     if not closed.attempts:
         raise MessageError("a closed ticket without attempts")
+    if not 0 <= closed.solve_rate <= 1:
+        raise MessageError(f"a solve rate of {closed.solve_rate}")
     if len(headers) > MAX_EPISODES_PER_TICKET:
         raise MessageError(f"{len(headers)} episodes in one ticket")
     prompts = list(_split(buffers[0], "<i4", closed.prompt_tokens, "prompt ids"))
@@ -291,6 +295,7 @@ def decode_closed(closed: Closed, buffers: Sequence[Frame]) -> ClosedTicket:
         proposed=closed.proposed,
         problem=closed.problem,
         attempts=tuple(episodes[closed.proposal is not None :]),
+        solve_rate=closed.solve_rate,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,23 @@ class MetricsLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def cut_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
+    """Leave in a .jsonl file the objects up to the first that is torn or not to be kept, and return them."""
+    kept, size = [], 0
+    if path.exists():
+        for line in path.read_bytes().splitlines(keepends=True):
+            try:
+                record = json.loads(line) if line.endswith(b"\n") else None
+            except ValueError:
+                record = None
+            if not isinstance(record, dict) or not keep(record):
+                break
+            kept.append(record)
+            size += len(line)
+        os.truncate(path, size)
+    return kept
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

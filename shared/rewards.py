@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from shared.config import RewardConfig
 from shared.episodes import Verdict
+
+
+def solve_rate(verdicts: Collection[Verdict]) -> float:
+    """r̄: mean of 1[correct] over the verdicts on attempts at one problem."""
+    return sum(verdict is Verdict.CORRECT for verdict in verdicts) / len(verdicts)
 
 
 def solver_reward(verdict: Verdict, response_tokens: int, rewards: RewardConfig) -> float:
@@ -12,11 +19,33 @@ def solver_reward(verdict: Verdict, response_tokens: int, rewards: RewardConfig)
 
 
 def proposer_reward(verdict: Verdict, solve_rate: float | None, response_tokens: int, rewards: RewardConfig) -> float:
-    """What a proposal earns; ValueError for a verdict that proposals do not get.
+    """What a proposal earns by itself; ValueError for a verdict that proposals do not get.
+
+    A held-out proposal earns nothing at all: it is not trained on, for its equation is true.
 
     solve_rate: mean of 1[correct] over the attempts at this very problem; needed when VALID, else unused
     """
+    if verdict is Verdict.HELD_OUT:
+        return 0.0
     return _for_proposal(verdict, solve_rate, rewards) - rewards.length_penalty * response_tokens
+
+
+def answer_diversity_bonus(share: float, rewards: RewardConfig) -> float:
+    """What a valid proposal earns besides, by its answer: 1 − p(answer), times the configured bonus.
+
+    The answer-diversity reward that the paper tried (Absolute Zero, appendix, extra rewards).
+
+    share: p(answer), the share of its batch's and task's valid proposals that have this answer, itself included
+    """
+    return rewards.answer_diversity_bonus * (1 - share)
+
+
+def repeat_penalty(copies: int, valid: int, rewards: RewardConfig) -> float:
+    """What a valid proposal pays for being one of `copies` alike among its batch's and task's `valid` ones.
+
+    The share of the others that are the same, times the configured penalty; 0 where there are no others.
+    """
+    return rewards.repeat_penalty * (copies - 1) / max(valid - 1, 1)
 
 
 def expected_learnability(failure_rate: float, attempts: int) -> float:

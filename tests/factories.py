@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -13,9 +14,14 @@ from shared.episodes import (
     Role,
     Task,
     Ticket,
+    TicketId,
     Verdict,
     VersionSpan,
 )
+
+
+def make_problem(key: str, task: Task = Task.DEDUCTION, answer: str = "1", family: str | None = None) -> Problem:
+    return Problem(task, key, key, key if family is None else family, answer)
 
 
 def make_episode(
@@ -39,6 +45,18 @@ def make_episode(
         verdict=verdict,
         reward=reward,
     )
+
+
+def make_ticket(
+    kind: Literal["proposal", "buffer"] = "proposal",
+    task: Task = Task.DEDUCTION,
+    *,
+    index: int = 0,
+    batch: int = 0,
+    references: Sequence[Problem] = (),
+) -> Ticket:
+    id = TicketId(0, batch, index)
+    return Ticket(id, kind, task, tuple(references), make_problem("fallback", task), min_version=0, seed=index)
 
 
 def make_closed(
@@ -66,4 +84,4 @@ def make_closed(
         )
         for i in range(attempts)
     )
-    return ClosedTicket(ticket.id, proposal, proposed, problem, episodes)
+    return ClosedTicket(ticket.id, proposal, proposed, problem, episodes, solve_rate=correct / attempts)

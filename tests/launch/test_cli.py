@@ -1,6 +1,12 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from launch.cli import main
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_an_unknown_key_fails_before_anything_starts_naming_it(capsys, tmp_path):
@@ -56,4 +62,48 @@ def test_help_names_the_commands(capsys):
     with pytest.raises(SystemExit) as exit_:
         main(["--help"])
     assert exit_.value.code == 0
-    assert "init-model" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(command in out for command in ("train", "eval", "init-model", "config"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["eval", "--help"], ["config"]])
+def test_help_loads_no_heavy_library(arguments):
+    code = f"""
+import sys
+from launch.cli import main
+try:
+    main({arguments})
+except SystemExit:
+    pass
+heavy = {{"torch", "vllm", "transformers", "deepspeed", "ray"}} & sys.modules.keys()
+sys.exit(f"loaded: {{heavy}}" if heavy else 0)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_the_evaluation_needs_neither_ray_nor_deepspeed_nor_an_engine_to_be_imported():
+    code = """
+import sys
+import launch.evaluate
+sys.exit(str({"torch", "vllm", "deepspeed", "ray"} & sys.modules.keys() or "") or 0)
+"""
+    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_eval_help_shows_how_to_call_it(capsys):
+    with pytest.raises(SystemExit):
+        main(["eval", "--help"])
+    out = capsys.readouterr().out
+    assert "primezero eval runs/mine/model --baseline-model" in out
+    assert max(map(len, out.splitlines())) <= 100
+
+
+def test_ctrl_c_ends_a_command_without_a_traceback(capsys, monkeypatch, tmp_path):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("launch.tiny_model.make_tiny_model", interrupted)
+    assert main(["init-model", str(tmp_path / "tiny")]) == 130
+    assert capsys.readouterr().err == "primezero: interrupted\n"

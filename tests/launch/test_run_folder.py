@@ -1,9 +1,11 @@
+import re
 import stat
 
 import pytest
 
 from launch.run_folder import open_run_folder
-from shared.config import load_config
+from learner.checkpoint import CheckpointStore, TrainerState
+from shared.config_file import load_config
 from shared.errors import ConfigError
 
 
@@ -13,45 +15,90 @@ def config_for(folder, **overrides):
     )
 
 
+def enter(config):
+    with open_run_folder(config):
+        pass
+
+
+def checkpoint(folder, version):
+    store = CheckpointStore(folder / "checkpoints", keep=2)
+    store.commit(store.begin(version), TrainerState(version, 0, 1, {}, {}, {}))
+    return folder / f"checkpoints/step-{version:06}"
+
+
 def test_the_folder_is_private_and_holds_the_resolved_configuration(tmp_path):
     config = config_for(tmp_path / "runs", **{"learner.lr": 0.5})
-    with open_run_folder(config) as folder:
+    with open_run_folder(config) as run:
+        folder = run.path
         assert folder == tmp_path / "runs/mine"
+        assert run.resume_from is None
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert load_config(folder / "config.toml") == config
 
 
-def test_a_second_run_of_the_same_name_is_refused_unless_told_otherwise(tmp_path):
-    with open_run_folder(config_for(tmp_path)) as folder:
-        (folder / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"--run\.overwrite true"), open_run_folder(config_for(tmp_path)):
-        pass
-    assert (folder / "metrics.jsonl").exists()
-    with open_run_folder(config_for(tmp_path, **{"run.overwrite": "true"})):
-        assert not (folder / "metrics.jsonl").exists()
+def test_a_run_without_a_checkpoint_is_refused_unless_it_may_be_replaced(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        (run.path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"without a checkpoint.*--run\.overwrite true"):
+        enter(config_for(tmp_path))
+    assert (run.path / "metrics.jsonl").exists()
+    with open_run_folder(config_for(tmp_path, **{"run.overwrite": "true"})) as again:
+        assert again.resume_from is None
+        assert not (run.path / "metrics.jsonl").exists()
 
 
-def test_a_run_that_is_still_going_is_never_overwritten(tmp_path):
-    overwriting = config_for(tmp_path, **{"run.overwrite": "true"})
-    with (
-        open_run_folder(config_for(tmp_path)) as folder,
-        pytest.raises(ConfigError, match="still going"),
-        open_run_folder(overwriting),
-    ):
-        pass
-    assert (folder / "config.toml").exists()
+def test_the_same_command_again_resumes_from_the_newest_checkpoint(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        newest = [checkpoint(run.path, version) for version in (20, 40)][-1]
+        (run.path / "STOP").touch()
+    with open_run_folder(config_for(tmp_path, **{"rollout.workers": 2, "run.steps": 300})) as again:
+        assert again.resume_from == newest
+        assert not (run.path / "STOP").exists()
+        assert load_config(run.path / "config.toml").run.steps == 300
+
+
+@pytest.mark.parametrize("key", ["learner.lr", "run.seed", "environment.max_prime", "rewards.wrong", "learner.ranks"])
+def test_other_settings_than_the_runs_own_are_refused_by_name(tmp_path, key):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    with pytest.raises(ConfigError, match=re.escape(key)):
+        enter(config_for(tmp_path, **{key: 7}))
+
+
+def test_a_finished_run_says_so(tmp_path):
+    with open_run_folder(config_for(tmp_path, **{"run.steps": 20})) as run:
+        checkpoint(run.path, 20)
+    with pytest.raises(ConfigError, match=r"finished its 20 steps: raise --run\.steps"):
+        enter(config_for(tmp_path, **{"run.steps": 20}))
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o707])
+def test_a_folder_that_others_can_write_is_not_resumed(tmp_path, mode):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    run.path.chmod(mode)
+    with pytest.raises(ConfigError, match="not to be trusted"):
+        enter(config_for(tmp_path))
+
+
+def test_a_run_that_is_still_going_is_neither_overwritten_nor_joined(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        for settings in ({"run.overwrite": "true"}, {}):
+            with pytest.raises(ConfigError, match="still going"):
+                enter(config_for(tmp_path, **settings))
+    assert (run.path / "config.toml").exists()
 
 
 def test_a_folder_that_is_no_run_is_never_removed(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/config.toml").write_text("years = 7")
     overwriting = config_for(tmp_path, **{"run.overwrite": "true"})
-    with pytest.raises(ConfigError, match="not a run"), open_run_folder(overwriting):
-        pass
+    with pytest.raises(ConfigError, match="not a run"):
+        enter(overwriting)
     assert (tmp_path / "mine/config.toml").read_text() == "years = 7"
 
 
 def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match="cannot make the run folder"), open_run_folder(config_for(tmp_path / "file")):
-        pass
+    with pytest.raises(ConfigError, match="cannot use the run folder"):
+        enter(config_for(tmp_path / "file"))

@@ -16,7 +16,7 @@ from shared.config import EnvironmentConfig
 from shared.episodes import Role, Task
 from shared.errors import ModelFolderError
 
-ENVIRONMENT = EnvironmentConfig()
+ENVIRONMENT = EnvironmentConfig(prompts="short")
 SMALL = TinyModelSettings(hidden=16, layers=1, intermediate=16, steps=3, batch=8)
 
 
@@ -93,7 +93,7 @@ def test_the_default_sizes_give_the_parameters_of_the_design():
 @pytest.mark.parametrize("task", Task)
 @pytest.mark.parametrize("bounds", [(2, 13), (11, 97)])
 def test_prompts_and_responses_are_short(tmp_path_factory, made, task, bounds):
-    config = EnvironmentConfig(min_prime=bounds[0], max_prime=bounds[1])
+    config = EnvironmentConfig(prompts="short", min_prime=bounds[0], max_prime=bounds[1])
     folder = made[0]
     if config != ENVIRONMENT:
         folder = tmp_path_factory.mktemp("other") / "tiny"

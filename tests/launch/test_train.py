@@ -18,7 +18,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from shared.config import EnvironmentConfig, load_config
+from shared.config import EnvironmentConfig
+from shared.config_file import load_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
@@ -38,7 +39,7 @@ def model(tmp_path_factory) -> Path:
     from launch.tiny_model import TinyModelSettings, make_tiny_model
 
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    make_tiny_model(folder, EnvironmentConfig(), settings=TinyModelSettings(steps=30), seed=0)
+    make_tiny_model(folder, EnvironmentConfig(prompts="short"), settings=TinyModelSettings(steps=30), seed=0)
     return folder
 
 

@@ -1,30 +1,34 @@
 import random
 from dataclasses import replace
 
+import msgspec
 import pytest
-from factories import make_closed, make_episode
+from factories import make_closed, make_episode, make_problem
 
-from learner.collector import Collector, TokenLimits
+from learner.collector import Collector
 from learner.problem_buffer import ProblemBuffer
+from learner.spec import SeedStage
+from learner.ticket_check import TokenLimits
 from shared.config import RewardConfig, SelfPlayConfig
-from shared.episodes import Problem, Role, Task, Ticket, TicketId, Verdict
+from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, TicketId, Verdict
 from shared.errors import MessageError
 
 
-def collector(seeds, seed=0, **selfplay) -> Collector:
+def collector(seeds, seed=0, place=None, rewards=None, **selfplay) -> Collector:
     settings = {"proposals_per_task": 2, "buffer_problems_per_task": 1, "attempts": 2, "references": 3} | selfplay
     return Collector(
         ProblemBuffer(seeds, capacity=50, seed=seed),
         tasks=list(Task),
         selfplay=SelfPlayConfig(seed_problems_per_task=5, buffer_capacity=50, **settings),
-        rewards=RewardConfig(),
+        rewards=rewards or RewardConfig(),
         limits=TokenLimits(prompt=10, response=10, vocabulary=100),
         seed=seed,
+        **(place or {}),
     )
 
 
 def new_problem(ticket: Ticket, name: str = "new") -> Problem:
-    return Problem(ticket.task, f"content {name}", f"key {name}")
+    return make_problem(f"key {name}", ticket.task)
 
 
 def test_a_batch_holds_the_configured_tickets(seeds):
@@ -71,36 +75,34 @@ def test_release_is_in_ticket_order_whatever_the_order_of_arrival(seeds):
     assert results[0] == results[1]
 
 
-def test_repeats_are_judged_in_ticket_order(seeds):
-    collecting = collector(seeds, max_staleness=0)
+@pytest.mark.parametrize(
+    ("mode", "verdict", "rewards"),
+    [
+        ("allow", Verdict.VALID, [0.5, 0.5]),
+        ("invalid", Verdict.REPEAT, [0.5, -0.5]),
+        ("penalise", Verdict.VALID, [-0.25, -0.25]),
+    ],
+)
+def test_repeats_are_judged_in_ticket_order_on_release(seeds, mode, verdict, rewards):
+    collecting = collector(seeds, max_staleness=0, repeat_in_batch=mode, rewards=RewardConfig(repeat_penalty=0.75))
     tickets = collecting.open_through(0, 9)
     first, second = [t for t in tickets if t.task is Task.DEDUCTION and t.kind == "proposal"]
     for ticket in reversed(tickets):
         proposed = new_problem(ticket) if ticket in (first, second) else None
         collecting.close(make_closed(ticket, proposed=proposed))
     batch = collecting.release(0)
-    kept, repeat = batch.tickets[first.id.index], batch.tickets[second.id.index]
-    assert kept.proposal is not None
-    assert (kept.proposal.verdict, kept.proposal.reward) == (Verdict.VALID, 0.5)
-    assert repeat.proposal is not None
-    assert (repeat.proposal.verdict, repeat.proposal.reward) == (Verdict.REPEAT, -0.5)
-    assert len(repeat.attempts) == 2  # attempts on a repeated problem still train the solver
+    kept, repeat = (batch.tickets[t.id.index] for t in (first, second))
+    assert [t.proposal.verdict for t in (kept, repeat)] == [Verdict.VALID, verdict]
+    assert [t.proposal.reward for t in (kept, repeat)] == rewards
+    assert len(repeat.attempts) == 2
 
 
-def test_repeats_may_be_allowed(seeds):
-    collecting = collector(seeds, max_staleness=0, repeat_in_batch="allow")
-    for ticket in collecting.open_through(0, 9):
-        collecting.close(make_closed(ticket, proposed=new_problem(ticket) if ticket.kind == "proposal" else None))
-    proposals = [t.proposal for t in collecting.release(0).tickets if t.proposal is not None]
-    assert {p.verdict for p in proposals} == {Verdict.VALID}
-
-
-def test_the_same_key_of_another_task_is_no_repeat(seeds):
-    collecting = collector(seeds, max_staleness=0, proposals_per_task=1)
-    for ticket in collecting.open_through(0, 9):
-        collecting.close(make_closed(ticket, proposed=new_problem(ticket) if ticket.kind == "proposal" else None))
-    proposals = [t.proposal for t in collecting.release(0).tickets if t.proposal is not None]
-    assert {p.verdict for p in proposals} == {Verdict.VALID}
+def test_a_released_batch_knows_its_tickets_as_they_were_issued(seeds):
+    collecting = collector(seeds, max_staleness=0)
+    tickets = collecting.open_through(0, 9)
+    for ticket in reversed(tickets):
+        collecting.close(make_closed(ticket))
+    assert collecting.release(0).issued == tuple(tickets)
 
 
 def test_valid_new_problems_enter_the_buffer(seeds):
@@ -128,32 +130,102 @@ def test_what_does_not_fit_the_ticket_is_refused(seeds):
     buffer_ticket = next(t for t in tickets if t.kind == "buffer")
     late_ticket = next(t for t in tickets if t.id.batch == 2 and t.kind == "buffer")
     good = make_closed(proposal_ticket)
-    wrong_role = replace(good, attempts=(make_episode(Role.PROPOSER),) * 2)
-    for bad in (
-        replace(good, id=TicketId(1, 1, 0)),
-        replace(good, id=TicketId(0, 5, 0)),
-        replace(good, id=TicketId(0, 1, 900)),
-        replace(good, proposal=None),
-        replace(good, proposed=new_problem(proposal_ticket)),
-        replace(good, problem=new_problem(proposal_ticket)),
-        replace(good, attempts=good.attempts[:1]),
-        wrong_role,
-        make_closed(buffer_ticket, version=buffer_ticket.id.batch + 1),
-        make_closed(late_ticket, version=late_ticket.min_version - 1),
-        replace(make_closed(buffer_ticket), proposal=make_episode(Role.PROPOSER)),
-        replace(good, attempts=(make_episode(task=Task.INDUCTION),) * 2),
-        replace(good, attempts=(make_episode(verdict=Verdict.VALID),) * 2),
-        replace(good, attempts=(make_episode(reward=1e300),) * 2),
-        replace(good, attempts=(make_episode(response=[100]),) * 2),
-        replace(good, attempts=(make_episode(prompt=[2**31 - 1]),) * 2),
-        replace(good, attempts=(make_episode(response=[1] * 11),) * 2),
-        replace(good, attempts=(make_episode(prompt=[1] * 11),) * 2),
-        make_closed(proposal_ticket, proposed=Problem(Task.INDUCTION, "c", "k")),
-        make_closed(proposal_ticket, proposed=Problem(proposal_ticket.task, "c" * 10**6, "k")),
+    shown = proposal_ticket.references[1]
+
+    def proposing(problem: Problem, **changes: str) -> ClosedTicket:
+        return make_closed(proposal_ticket, proposed=msgspec.structs.replace(problem, **changes))
+
+    def attempting(*attempts: Episode) -> ClosedTicket:
+        return replace(good, attempts=attempts, solve_rate=1.0)
+
+    def attempts(**changes) -> ClosedTicket:
+        return attempting(make_episode(**changes), make_episode())
+
+    for bad, reason in (
+        (replace(good, id=TicketId(1, 1, 0)), "not open here"),
+        (replace(good, id=TicketId(0, 5, 0)), "not open here"),
+        (replace(good, id=TicketId(0, 1, 900)), "not open here"),
+        (replace(good, proposal=None), "wrong proposal"),
+        (replace(good, proposed=new_problem(proposal_ticket)), "wrong proposal"),
+        (replace(make_closed(buffer_ticket), proposal=make_episode(Role.PROPOSER)), "wrong proposal"),
+        (replace(good, proposal=make_episode(verdict=Verdict.WRONG)), "roles mixed up"),
+        (replace(good, proposal=replace(good.proposal, verdict=Verdict.REPEAT)), "judged repeat"),
+        (proposing(shown), "one of its references"),
+        (proposing(shown, content="other"), "one of its references"),
+        (replace(good, problem=new_problem(proposal_ticket)), "another problem"),
+        (replace(good, attempts=good.attempts[:1]), "1 attempts"),
+        (replace(good, attempts=good.attempts * 2), "4 attempts"),
+        (replace(good, solve_rate=1.0), r"1\.0 where the attempts come to 0\.5"),
+        (replace(good, solve_rate=0.5 + 1e-5), "where the attempts come to"),
+        (replace(good, solve_rate=float("nan")), "solve rate of nan"),
+        (attempts(role=Role.PROPOSER), "roles mixed up"),
+        (attempts(task=Task.INDUCTION), "another task"),
+        (proposing(new_problem(proposal_ticket), task=Task.INDUCTION), "another task"),
+        (proposing(new_problem(proposal_ticket), content="c" * 10**6), "endless"),
+        (proposing(new_problem(proposal_ticket), key="c" * 10**6), "endless"),
+        (proposing(new_problem(proposal_ticket), family="c" * 10**6), "endless"),
+        (proposing(new_problem(proposal_ticket), answer="c" * 10**6), "endless"),
+        (replace(attempts(verdict=Verdict.VALID), solve_rate=0.5), "judged valid"),
+        (attempts(reward=1e300), "reward"),
+        (attempts(response=[100]), "vocabulary"),
+        (attempts(prompt=[2**31 - 1]), "vocabulary"),
+        (attempts(response=[1] * 11), "longer"),
+        (attempts(prompt=[1] * 11), "longer"),
+        (make_closed(buffer_ticket, version=buffer_ticket.id.batch + 1), "version 1 in a ticket of batch 0"),
+        (make_closed(late_ticket, version=late_ticket.min_version - 1), "version 0 in a ticket of batch 2"),
     ):
-        with pytest.raises(MessageError):
+        with pytest.raises(MessageError, match=reason):
             collecting.close(bad)
-    collecting.close(good)
+    assert collecting.progress(1) == (0, 9)
+    collecting.close(replace(good, solve_rate=0.5 + 1e-7))
+
+
+def test_a_held_out_proposal_is_taken_with_attempts_on_the_fallback(seeds):
+    collecting = collector(seeds, max_staleness=0)
+    ticket = collecting.open_through(0, 9)[0]
+    closed = make_closed(ticket)
+    collecting.close(replace(closed, proposal=replace(closed.proposal, verdict=Verdict.HELD_OUT, reward=0.0)))
+    assert collecting.progress(0) == (1, 9)
+
+
+def test_with_separate_samples_the_solve_rate_of_a_valid_proposal_is_the_workers_word(seeds):
+    collecting = collector(seeds, max_staleness=0, solver_samples="separate", attempts=8)
+    first, second = [t for t in collecting.open_through(0, 9) if t.task is Task.DEDUCTION and t.kind == "proposal"]
+    valid = make_closed(first, attempts=1, proposed=new_problem(first))
+    fallback = make_closed(second, attempts=1)
+    for bad, reason in (
+        (replace(valid, solve_rate=1.1), "solve rate of 1.1"),
+        (replace(valid, solve_rate=float("nan")), "solve rate of nan"),
+        (make_closed(first, attempts=8, proposed=new_problem(first)), "8 attempts"),
+        (replace(fallback, solve_rate=0.25), "attempts come to 1.0"),  # nothing but its one sample was made
+    ):
+        with pytest.raises(MessageError, match=reason):
+            collecting.close(bad)
+    collecting.close(replace(valid, solve_rate=0.25))
+    collecting.close(fallback)
+    assert collecting.progress(0) == (2, 9)
+
+
+def test_later_seeds_enter_the_buffer_before_the_tickets_of_their_batch(seeds):
+    later = {task: [make_problem(f"later {i}", task) for i in range(200)] for task in Task}
+    collecting = collector(seeds, place={"stages": [SeedStage(0, seeds), SeedStage(2, later)]}, max_staleness=0)
+    reference = collector(seeds, max_staleness=0)
+    for batch in range(4):
+        tickets = collecting.open_through(batch, 9)
+        assert (tickets == reference.open_through(batch, 9)) == (batch < 2)
+        shown = {p.key.split()[0] for t in tickets for p in (*t.references, t.problem)}
+        assert ("later" in shown) == (batch >= 2)
+
+
+def test_a_resumed_run_goes_on_at_its_batch_in_its_lineage(seeds):
+    collecting = collector(seeds, place={"first_batch": 5, "lineage": 2}, max_staleness=1)
+    tickets = collecting.open_through(5, last_batch=9)
+    assert {(t.id.lineage, t.id.batch, t.min_version) for t in tickets} == {(2, 5, 4), (2, 6, 5)}
+    assert collecting.lineage == 2
+    assert tickets[0].seed != collector(seeds, place={"first_batch": 5}).open_through(5, 5)[0].seed
+    for ticket in tickets:
+        collecting.close(make_closed(ticket))
+    assert collecting.release(5).number == 5
 
 
 def test_a_ticket_of_a_released_batch_is_dropped_not_refused(seeds):

@@ -38,7 +38,8 @@ def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_to
     assert len({len(own) for own in plan.ranks}) == 1
 
     response_tokens = [token for _, response in pairs for token in response]
-    seen = []
+    row_of = [row for row, (_, response) in enumerate(pairs) for _ in response]
+    seen, seen_rows = [], []
     for micro_batch in (m for own in plan.ranks for m in own):
         [ids], [positions] = micro_batch.token_ids, micro_batch.position_ids
         lengths = [
@@ -49,11 +50,16 @@ def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_to
         assert positions.tolist() == [i for n in lengths for i in range(n)]
         assert len(ids) <= max_tokens or len(lengths) == 1
         assert ids[micro_batch.predicting + 1].tolist() == micro_batch.targets.tolist()
-        for source, logprob in zip(micro_batch.source, micro_batch.behaviour_logprobs, strict=True):
+        for source, row, logprob in zip(
+            micro_batch.source, micro_batch.rows, micro_batch.behaviour_logprobs, strict=True
+        ):
             index = int(-logprob)
             assert micro_batch.targets[source] == response_tokens[index]
+            assert row == row_of[index]
             seen.append(index)
+        seen_rows.append(set(micro_batch.rows.tolist()))
     assert sorted(seen) == list(range(len(response_tokens)))
+    assert sorted(row for own in seen_rows for row in own) == list(range(len(pairs)))  # none in two micro-batches
     weights = torch.cat([m.token_weights for own in plan.ranks for m in own])
     assert weights.sum().item() == pytest.approx(1, abs=1e-6)
 
@@ -70,6 +76,7 @@ def test_equal_rows_share_one_sequence_and_keep_their_terms():
     assert micro_batch.targets.tolist() == [3, 4, 2, 3, 4]
     assert micro_batch.source.tolist() == [0, 1, 0, 1, 2, 3, 4]
     assert micro_batch.advantages.tolist() == [1, 1, 3, 3, 2, 2, 2]
+    assert micro_batch.rows.tolist() == [0, 0, 2, 2, 1, 1, 1]
 
 
 def test_a_prompt_and_response_cut_elsewhere_is_another_sequence():
@@ -88,7 +95,7 @@ def test_a_rank_without_work_runs_one_without_weight():
     plan = plan_step(batch_of([([1], [2]), ([3], [4, 5])]), world_size=3, max_tokens=99, averaging="token")
     idle = plan.ranks[2][0]
     assert [len(own) for own in plan.ranks] == [1, 1, 1]
-    assert len(idle.token_weights) == len(idle.source) == 0
+    assert len(idle.token_weights) == len(idle.source) == len(idle.rows) == 0
     assert idle.token_ids.shape == (1, 2)
 
 

@@ -8,17 +8,19 @@ import pytest
 import zmq
 from factories import make_closed
 
-from learner.collector import Collector, TokenLimits
+from learner.collector import Collector
 from learner.parity import check_parity
 from learner.problem_buffer import ProblemBuffer
+from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
 from learner.worker_pool import Identity, WorkerPool
 from shared import messages as msg
-from shared.config import load_config
+from shared.config_file import load_config
 from shared.episodes import Task
 from shared.errors import StreamTimeoutError, WeightSyncError, WorkerFailedError
 
 IDENTITY = Identity(model="m", tokenizer="t", environment="e")
+LINEAGE = 3
 
 
 class FakeWorker:
@@ -91,6 +93,7 @@ def make_pool(tmp_path, seeds):
             rewards=config.rewards,
             limits=TokenLimits(prompt=10, response=10, vocabulary=100),
             seed=0,
+            lineage=LINEAGE,
         )
         endpoint = f"ipc://{tmp_path}/pool{len(made)}"
         made.append(WorkerPool(endpoint, config, IDENTITY, collector))
@@ -103,7 +106,7 @@ def make_pool(tmp_path, seeds):
 
 def joined(endpoint: str, name: str = "rollout-0") -> FakeWorker:
     worker = FakeWorker(endpoint, name).hello()
-    worker.get(msg.Welcome)
+    assert worker.get(msg.Welcome) == msg.Welcome(LINEAGE)
     return worker
 
 

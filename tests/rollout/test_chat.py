@@ -13,7 +13,7 @@ SETTINGS = TinyModelSettings(hidden=8, heads=1, intermediate=8, layers=1, steps=
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat") / "tiny"
-    make_tiny_model(folder, EnvironmentConfig(), settings=SETTINGS, seed=0)
+    make_tiny_model(folder, EnvironmentConfig(prompts="short"), settings=SETTINGS, seed=0)
     return folder
 
 

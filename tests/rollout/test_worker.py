@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from factories import make_closed
+from factories import make_closed, make_problem
 
 from rollout.worker import RolloutWorker, WorkerSpec
 from shared import messages as msg
-from shared.config import load_config
-from shared.episodes import Problem, Task, Ticket, TicketId
+from shared.config_file import load_config
+from shared.episodes import Task, Ticket, TicketId
 from shared.errors import EngineError, WorkerFailedError
 
 
@@ -72,7 +72,7 @@ async def worker(monkeypatch):
 
 
 def ticket(index: int) -> Ticket:
-    problem = Problem(Task.DEDUCTION, "2,7", "2,7")
+    problem = make_problem("2,7")
     return Ticket(TicketId(0, 0, index), "buffer", Task.DEDUCTION, (), problem, 0, 1)
 
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.config import Config, dump_toml, known_keys, load_config
+from shared.config import Config
+from shared.config_file import dump_toml, known_keys, load_config
 from shared.errors import ConfigError
 
 CONFIGS = sorted(Path(__file__).parents[2].glob("launch/configs/*.toml"))
@@ -16,7 +17,15 @@ def test_shipped_configurations_load(path):
 
 
 def test_resolved_tree_reads_back_equal(tmp_path):
-    config = load_config(CONFIGS[0], ["--learner.trust_region.importance_cap", "none", "--learner.betas", "[0.8, 0.9]"])
+    changes = {
+        "learner.solver_row_weight": "none",
+        "learner.betas": "[0.8, 0.9]",
+        "learner.reference_model": "models/other",
+        "environment.max_prime": "31",
+        "environment.curriculum": "[[10, 5], [20, 7]]",
+    }
+    config = load_config(CONFIGS[0], [f"--{key}={value}" for key, value in changes.items()])
+    assert config.environment.curriculum == ((10, 5), (20, 7))
     (tmp_path / "config.toml").write_text(dump_toml(config))
     assert load_config(tmp_path / "config.toml") == config
 
@@ -49,11 +58,30 @@ def test_command_line_beats_file_beats_default(tmp_path):
         (["--run.final_evaluations", "9", "--run.steps", "10"], "final_evaluations"),
         (["--learner.zero_stage", "0", "--model.dtype", "bfloat16"], "learner.zero_stage"),
         (["learner.lr", "1"], "learner.lr"),
+        (["--environment.curriculum", "[[0, 7]]"], "curriculum"),
+        (["--environment.curriculum", "[[5, 7], [5, 11]]"], "curriculum"),
+        (["--environment.curriculum", "[[5, 11], [9, 7]]"], "curriculum"),
+        (["--environment.curriculum", "[[5, 13]]"], "curriculum"),
+        (["--environment.curriculum", "[[5]]"], "environment.curriculum"),
+        (["--environment.held_out", "1"], "environment.held_out"),
+        (
+            ["--learner.advantage.baseline", "group", "--selfplay.solver_samples", "separate"],
+            "learner.advantage.baseline",
+        ),
+        (["--selfplay.train_proposer", "false", "--selfplay.solver_samples", "separate"], "train_proposer"),
+        (["--learner.trust_region.band_low", "2"], "learner.trust_region.band_low"),
+        (["--sync.every", "2", "--run.evaluate_every", "2", "--run.checkpoint_every", "5"], "run.checkpoint_every"),
     ],
 )
 def test_unusable_values_are_refused_by_name(overrides, named):
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")):
         load_config(None, overrides)
+
+
+def test_solver_rows_weigh_as_much_as_the_trained_samples_of_a_problem_are_many():
+    assert load_config(None).solver_row_weight == 1 / 8
+    assert load_config(None, ["--selfplay.solver_samples", "separate"]).solver_row_weight == 1
+    assert load_config(None, ["--learner.solver_row_weight", "0.3"]).solver_row_weight == 0.3
 
 
 def test_unreadable_file_is_a_clear_error(tmp_path):

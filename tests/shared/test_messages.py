@@ -1,7 +1,7 @@
 import msgspec
 import numpy as np
 import pytest
-from factories import make_episode
+from factories import make_episode, make_problem
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -35,13 +35,14 @@ def episodes(draw, role=Role.SOLVER, prompt=None):
 
 @st.composite
 def closed_tickets(draw):
-    problem = Problem(Task.DEDUCTION, draw(st.text(max_size=20)), draw(st.text(max_size=20)))
+    problem = Problem(Task.DEDUCTION, *(draw(st.text(max_size=20)) for _ in range(4)))
     return ClosedTicket(
         id=TicketId(0, draw(st.integers(0, 10)), draw(st.integers(0, 10))),
         proposal=draw(st.none() | episodes(role=Role.PROPOSER)),
         proposed=draw(st.none() | st.just(problem)),
         problem=problem,
         attempts=tuple(draw(st.lists(episodes(prompt=draw(token_ids)), min_size=1, max_size=4))),
+        solve_rate=draw(st.floats(0, 1)),
     )
 
 
@@ -63,7 +64,8 @@ def round_trip(ticket: ClosedTicket) -> ClosedTicket:
 @given(closed_tickets())
 def test_closed_ticket_survives_the_wire(ticket):
     back = round_trip(ticket)
-    assert (back.id, back.problem, back.proposed) == (ticket.id, ticket.problem, ticket.proposed)
+    for name in ("id", "problem", "proposed", "solve_rate"):
+        assert getattr(back, name) == getattr(ticket, name)
     assert (back.proposal is None) == (ticket.proposal is None)
     assert len(back.episodes) == len(ticket.episodes)
     assert all(same(a, b) for a, b in zip(back.episodes, ticket.episodes, strict=True))
@@ -103,7 +105,7 @@ def test_short_buffers_are_refused(ticket, cut, by):
 
 
 def plain_ticket() -> ClosedTicket:
-    return ClosedTicket(TicketId(0, 0, 0), None, None, Problem(Task.DEDUCTION, "c", "k"), (make_episode(),) * 2)
+    return ClosedTicket(TicketId(0, 0, 0), None, None, make_problem("k"), (make_episode(),) * 2, solve_rate=1.0)
 
 
 @pytest.mark.parametrize(
@@ -116,7 +118,12 @@ def plain_ticket() -> ClosedTicket:
         {"surprise": 1},
         {"sequence": "0"},
         {"id": [0, 0]},
-        {"problem": ["multiplication", "c", "k"]},
+        {"problem": ["multiplication", "c", "k", "f", "a"]},
+        {"problem": ["deduction", "c", "k"]},
+        {"solve_rate": 1.5},
+        {"solve_rate": -0.1},
+        {"solve_rate": float("nan")},
+        {"solve_rate": None},
     ],
 )
 def test_impossible_headers_are_refused(changes):

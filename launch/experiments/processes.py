@@ -1,0 +1,85 @@
+"""Child processes of an experiment: logged to a file, and never left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from launch.experiments.plan import ROOT
+
+_PR_SET_PDEATHSIG = 1
+_GOODBYE_S = 60.0
+# What a commit has to hold for a run to be the same again.
+_CODE = ("shared", "rollout", "learner", "launch", "pyproject.toml")
+
+
+def primezero(arguments: Sequence[str], log: Path) -> int:
+    """Run `primezero` with these arguments in the repository's root, all it says going to `log`; its exit code."""
+    return run_logged([str(Path(sys.executable).with_name("primezero")), *arguments], log)
+
+
+def run_logged(command: Sequence[str], log: Path) -> int:
+    """Run a command in the repository's root; its exit code. However this ends, the command has ended too."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
+        )
+        try:
+            return child.wait()
+        finally:
+            if child.poll() is None:
+                _end(child)
+
+
+@contextlib.contextmanager
+def unwound_by_sigterm() -> Iterator[None]:
+    """SIGTERM unwinds like Ctrl-C, so that children are ended."""
+
+    def unwind(signum: int, _: FrameType | None) -> NoReturn:
+        sys.exit(128 + signum)
+
+    before = signal.signal(signal.SIGTERM, unwind)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def code_version(root: Path = ROOT) -> str:
+    """The commit that is checked out, with "+changes" where its code has been changed since."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", *_CODE)
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not a git checkout"
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    child.terminate()
+    try:
+        child.wait(_GOODBYE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def _die_with_parent() -> None:
+    # A runner that is killed outright must not leave a run going: the next start would train beside it.
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

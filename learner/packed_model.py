@@ -1,0 +1,89 @@
+"""A Hugging Face causal language model that reads packed sequences."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from learner.attention import PACKED_ATTENTION, PackedLayout
+from learner.logprobs import token_logprobs
+from learner.packing import MicroBatch
+from shared.errors import ModelFolderError
+from shared.model_folder import check_weights
+
+
+class PackedCausalLM(torch.nn.Module):
+    """A causal language model that reads packed sequences and gives log-probabilities, never full logits."""
+
+    def __init__(self, causal_lm: Any, chunk_tokens: int) -> None:
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.chunk_tokens = chunk_tokens
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        return self.causal_lm.get_input_embeddings().num_embeddings
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        position_ids: Tensor,
+        layout: PackedLayout,
+        predicting: Tensor,
+        targets: Tensor,
+        temperature: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of the targets and entropies, both float32 [P]; arguments as in MicroBatch."""
+        hidden = self.causal_lm.get_decoder()(
+            input_ids=token_ids, position_ids=position_ids, use_cache=False, packed_layout=layout
+        ).last_hidden_state[0, predicting]
+        head = self.causal_lm.get_output_embeddings().weight
+        return token_logprobs(hidden, head, targets, temperature=temperature, chunk_tokens=self.chunk_tokens)
+
+
+def packed_logprobs(model: Any, micro_batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies of a micro-batch's predictions, float32 [P] each.
+
+    model: a PackedCausalLM, or what wraps it with the same forward
+    """
+    return model(
+        micro_batch.token_ids,
+        micro_batch.position_ids,
+        micro_batch.layout,
+        micro_batch.predicting,
+        micro_batch.targets,
+        temperature=temperature,
+    )
+
+
+def load_model(folder: Path, dtype: str) -> Any:
+    """The causal language model in a folder: safetensors only, nothing fetched, none of the folder's code run.
+
+    Raises ModelFolderError when the folder is missing, incomplete, or not such a model.
+    """
+    check_weights(folder)
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=PACKED_ATTENTION,
+            trust_remote_code=False,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ModelFolderError(f"cannot load the model in {folder}: {error}") from error
+    if absent := sorted(report["missing_keys"]):
+        raise ModelFolderError(f"the weights in {folder} are incomplete: {len(absent)} missing, among them {absent[0]}")
+    if getattr(model.get_output_embeddings(), "bias", None) is not None:
+        raise ModelFolderError(
+            f"the model in {folder} has a bias in its output head, which the learner does not support"
+        )
+    return model

@@ -1,0 +1,84 @@
+"""Whether a closed ticket fits the ticket that was issued."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from shared.config import SelfPlayConfig
+from shared.episodes import ClosedTicket, Episode, Problem, Role, Ticket, Verdict
+from shared.errors import MessageError
+from shared.rewards import solve_rate
+
+MAX_PROBLEM_CHARACTERS = 65_536
+MAX_REWARD = 1e6
+SOLVE_RATE_TOLERANCE = 1e-6
+VERDICTS = {
+    Role.PROPOSER: {Verdict.VALID, Verdict.INVALID, Verdict.COPY, Verdict.HELD_OUT, Verdict.UNPARSABLE},
+    Role.SOLVER: {Verdict.CORRECT, Verdict.WRONG, Verdict.UNPARSABLE},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLimits:
+    """What no honest episode exceeds: tokens in prompt and response, and ids below `vocabulary`."""
+
+    prompt: int
+    response: int
+    vocabulary: int
+
+
+def check_closed(ticket: Ticket, closed: ClosedTicket, selfplay: SelfPlayConfig, limits: TokenLimits) -> None:
+    """Raise MessageError unless `closed` is what an honest worker could have made of `ticket`."""
+    _check_proposal(ticket, closed)
+    if closed.problem != (closed.proposed or ticket.problem):
+        raise MessageError("a closed ticket on another problem than its own")
+    if len(closed.attempts) != selfplay.trained_attempts:
+        raise MessageError(f"a closed ticket with {len(closed.attempts)} attempts")
+    if any(attempt.role is not Role.SOLVER for attempt in closed.attempts):
+        raise MessageError("a closed ticket with its roles mixed up")
+    if closed.problem.task is not ticket.task or any(e.task is not ticket.task for e in closed.episodes):
+        raise MessageError("a closed ticket of another task")
+    if _longest_field(closed.problem) > MAX_PROBLEM_CHARACTERS:
+        raise MessageError("a closed ticket with an endless problem")
+    _check_solve_rate(closed, selfplay)
+    for episode in closed.episodes:
+        _check_episode(episode, limits)
+        for span in episode.spans:
+            if not ticket.min_version <= span.version <= ticket.id.batch:
+                raise MessageError(f"a token of version {span.version} in a ticket of batch {ticket.id.batch}")
+
+
+def _check_proposal(ticket: Ticket, closed: ClosedTicket) -> None:
+    proposal, proposed = closed.proposal, closed.proposed
+    valid = proposal is not None and proposal.verdict is Verdict.VALID
+    if (proposal is not None) != (ticket.kind == "proposal") or valid != (proposed is not None):
+        raise MessageError("a closed ticket with the wrong proposal")
+    if proposal is not None and proposal.role is not Role.PROPOSER:
+        raise MessageError("a closed ticket with its roles mixed up")
+    if proposed is not None and any(proposed.key == shown.key for shown in ticket.references):
+        raise MessageError("a valid proposal that is one of its references")
+
+
+def _check_solve_rate(closed: ClosedTicket, selfplay: SelfPlayConfig) -> None:
+    if not 0 <= closed.solve_rate <= 1:
+        raise MessageError(f"a solve rate of {closed.solve_rate}")
+    # The estimates of a valid proposal stay with the worker: there is nothing here to compare with.
+    estimated = selfplay.solver_samples == "separate" and closed.proposed is not None
+    attempts = solve_rate([attempt.verdict for attempt in closed.attempts])
+    if not estimated and abs(closed.solve_rate - attempts) > SOLVE_RATE_TOLERANCE:
+        raise MessageError(f"a solve rate of {closed.solve_rate} where the attempts come to {attempts}")
+
+
+def _check_episode(episode: Episode, limits: TokenLimits) -> None:
+    if episode.verdict not in VERDICTS[episode.role]:
+        raise MessageError(f"a {episode.role} that is judged {episode.verdict}")
+    if abs(episode.reward) > MAX_REWARD:
+        raise MessageError("an episode with an impossible reward")
+    if len(episode.prompt_ids) > limits.prompt or len(episode.response_ids) > limits.response:
+        raise MessageError("an episode longer than sampling allows")
+    if max(int(episode.prompt_ids.max()), int(episode.response_ids.max())) >= limits.vocabulary:
+        raise MessageError("a token id outside the vocabulary")
+
+
+def _longest_field(problem: Problem) -> int:
+    return max(len(problem.content), len(problem.key), len(problem.family), len(problem.answer))

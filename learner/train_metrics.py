@@ -1,0 +1,96 @@
+"""What one update did, for metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from learner.batch import TrainingBatch
+from learner.objective import LossSums
+from learner.packing import StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class TrainMetrics:
+    """What one call of `Policy.train` did: the same on every rank.
+
+    Means are over the response tokens of all rows, whatever their weight.
+
+    loss: of the objective, mean over the optimizer steps
+    gradient_norm: before clipping, largest of the optimizer steps
+    entropy, entropy_coefficient: nats a token, at the sampling temperature; the bonus' weight in this update
+    ratio_mean, clip_fraction: ρ, and the share of tokens whose gradient the clip took away
+    importance_weight_mean: w
+    importance_truncated_share, importance_masked_share: shares of the tokens where w was cut to its cap, and where it
+        is 0 for being outside the trust region's band
+    effective_sample_size: (Σw)² / (N · Σw²), a share of the tokens; 0 where every w is 0
+    mismatch_mean, mismatch_max: |logp_learner − logp_behaviour|, nats
+    mismatch_kl: mean of logp_behaviour − logp_learner, nats
+    reference_kl: KL(policy ‖ reference) a token, by the estimator k3, nats; None without a reference model
+    tokens, forward_tokens: response tokens trained on; tokens that went through the policy, the extra pass for old
+        log-probabilities included
+    unique_rows: distinct sequences as a share of the rows
+    lr: of the last optimizer step
+    largest_advantage: largest |A|
+    """
+
+    loss: float
+    gradient_norm: float
+    entropy: float
+    entropy_coefficient: float
+    ratio_mean: float
+    clip_fraction: float
+    importance_weight_mean: float
+    importance_truncated_share: float
+    importance_masked_share: float
+    effective_sample_size: float
+    mismatch_mean: float
+    mismatch_max: float
+    mismatch_kl: float
+    reference_kl: float | None
+    tokens: int
+    forward_tokens: int
+    unique_rows: float
+    lr: float
+    largest_advantage: float
+    optimizer_steps: int
+
+    @classmethod
+    def of(
+        cls,
+        batch: TrainingBatch,
+        plans: Sequence[StepPlan],
+        sums: LossSums,
+        *,
+        gradient_norms: Sequence[float],
+        lr: float,
+        entropy_coefficient: float,
+        has_reference: bool,
+    ) -> TrainMetrics:
+        """From the sums over all optimizer steps and ranks; plans, gradient_norms: one for each step."""
+        tokens = sums.tokens
+        weight_squares = tokens * sums.importance_weight_squared
+        return cls(
+            loss=float(sums.loss / len(plans)),
+            gradient_norm=float(np.max(gradient_norms)),
+            entropy=float(sums.entropy / tokens),
+            entropy_coefficient=entropy_coefficient,
+            ratio_mean=float(sums.ratio / tokens),
+            clip_fraction=float(sums.clipped / tokens),
+            importance_weight_mean=float(sums.importance_weight / tokens),
+            importance_truncated_share=float(sums.truncated / tokens),
+            importance_masked_share=float(sums.masked / tokens),
+            effective_sample_size=float(sums.importance_weight**2 / weight_squares) if weight_squares else 0.0,
+            mismatch_mean=float(sums.mismatch_absolute / tokens),
+            mismatch_max=float(sums.mismatch_max),
+            mismatch_kl=float(-sums.mismatch / tokens),
+            reference_kl=float(sums.reference_kl / tokens) if has_reference else None,
+            tokens=int(tokens),
+            forward_tokens=sum(plan.forward_tokens for plan in plans) * (2 if len(plans) > 1 else 1),
+            unique_rows=sum(plan.sequences for plan in plans) / len(batch),
+            lr=lr,
+            largest_advantage=float(batch.advantages.abs().max()),
+            optimizer_steps=len(plans),
+        )

@@ -1,0 +1,28 @@
+"""A tokenizer of one token per character, and what an engine would sample in it."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from rollout.sample import Sample
+from shared.episodes import VersionSpan
+
+
+class CharacterChat:
+    """0 ends the turn."""
+
+    def prompt_ids(self, text: str) -> list[int]:
+        return [ord(c) for c in text]
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(chr(i) for i in ids if i)
+
+
+def make_sample(text: str, version: int = 0) -> Sample:
+    ids = np.array([*map(ord, text), 0], dtype=np.int32)
+    logprobs = np.full(len(ids), -0.25, dtype=np.float32)
+    return Sample(ids, logprobs, (VersionSpan(version, 0, len(ids)),), truncated=False)
+
+
+def answer(content: str) -> str:
+    return f"<answer>{content}</answer>"

@@ -1,0 +1,77 @@
+import json
+
+import pytest
+
+from launch.display import Display, summary_lines
+from launch.run_folder import RunFolder
+from learner.progress import Progress, Summary
+from shared.config_file import load_config
+from shared.episodes import Evaluation, Task, TaskAccuracy
+
+
+def evaluation(version: int, accuracy: float, held_out: float | None) -> Evaluation:
+    def results(value: float) -> dict[Task, TaskAccuracy]:
+        return {Task.DEDUCTION: TaskAccuracy(10, value, 0.0, 4.0)}
+
+    return Evaluation(version, results(accuracy), {} if held_out is None else results(held_out))
+
+
+@pytest.mark.parametrize(
+    ("held_out", "line"),
+    [
+        (None, "     evaluation at version 4: accuracy 0.750  (deduction 0.75)"),
+        (0.5, "     evaluation at version 4: accuracy 0.750  (deduction 0.75)  held out 0.500"),
+    ],
+)
+def test_an_evaluation_is_a_line_with_what_is_held_out_if_anything_is(tmp_path, capsys, held_out, line):
+    config = load_config(None)
+    display = Display(config, RunFolder(tmp_path, resume_from=None))
+    capsys.readouterr()
+    progress = Progress(config, tmp_path)
+    progress.evaluated(evaluation(4, 0.75, held_out))
+    progress.close()
+    display.refresh()
+    display.refresh()
+    assert capsys.readouterr().out.splitlines() == [line]
+
+
+def test_a_line_that_is_still_being_written_waits(tmp_path, capsys):
+    display = Display(load_config(None), RunFolder(tmp_path, resume_from=None))
+    capsys.readouterr()
+    record = {"version": 1, "accuracy": 0.5, "held_out_accuracy": None, "tasks": {"deduction": {"accuracy": 0.5}}}
+    written = json.dumps(record) + "\n"
+    path = tmp_path / "evaluations.jsonl"
+    path.write_text(written[:20])
+    display.refresh()
+    assert capsys.readouterr().out == ""
+    path.write_text(written)
+    display.refresh()
+    assert "version 1" in capsys.readouterr().out
+
+
+def summary(held_out_after: float | None) -> Summary:
+    return Summary(
+        accuracy_before=0.25,
+        accuracy_after=0.75,
+        accuracy_best=0.875,
+        per_task={"deduction": {"before": 0.25, "after": 0.75}},
+        held_out_before=None if held_out_after is None else 0.125,
+        held_out_after=held_out_after,
+        steps=7,
+        wall_s=60.0,
+        episodes=100,
+        tokens_generated=1000,
+        weight_syncs=8,
+        seed=3,
+    )
+
+
+def test_the_end_of_a_run_is_before_and_after():
+    lines = summary_lines(summary(0.5))
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["deduction", "0.250", "0.750"],
+        ["mean", "0.250", "0.750"],
+        ["held", "out", "0.125"],
+    ]
+    assert lines[-1].endswith("0.500")
+    assert not any("held out" in line for line in summary_lines(summary(None)))

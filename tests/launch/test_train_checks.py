@@ -1,0 +1,96 @@
+"""What a run is given and checked for before any process starts."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from characters import CharacterChat
+
+from launch.train import check_lengths, seed_stages
+from rollout.environment import make_environment
+from shared.config import Config
+from shared.config_file import load_config
+from shared.episodes import Task
+from shared.errors import ConfigError
+
+CHAT = CharacterChat()
+
+
+def configured(folder: Path, **overrides: object) -> Config:
+    (folder / "config.json").write_text(json.dumps({"max_position_embeddings": 4096}))
+    settings = {
+        "model.path": folder,
+        "environment.prompts": "short",
+        "environment.max_prime": 101,
+        "selfplay.seed_problems_per_task": 30,
+    }
+    settings |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return load_config(None, [f"--{key}={value}" for key, value in settings.items()])
+
+
+def test_every_stage_has_its_own_seeds_and_the_first_those_of_a_run_without_stages(tmp_path):
+    config = configured(tmp_path, environment__curriculum=[[4, 31], [9, 53]])
+    environment = make_environment(config.environment)
+    stages = seed_stages(environment, config)
+    assert [stage.batch for stage in stages] == [0, 4, 9]
+    for stage, largest in zip(stages, (31, 53, 101), strict=True):
+        assert {task: len(problems) for task, problems in stage.problems.items()} == dict.fromkeys(Task, 30)
+        primes = [int(problem.answer) for problem in stage.problems[Task.INDUCTION]]
+        assert largest / 2 < max(primes) <= largest
+    first = {task: random.Random(f"seeds {config.run.seed} {task}") for task in Task}
+    assert stages[0].problems == {
+        task: environment.seed_problems(task, 30, rng, batch=0) for task, rng in first.items()
+    }
+    assert seed_stages(environment, config) == stages
+    other = configured(tmp_path, environment__curriculum=[[4, 31], [9, 53]], run__seed=1)
+    assert all(a.problems != b.problems for a, b in zip(stages, seed_stages(environment, other), strict=True))
+
+
+def longest_prompts(config: Config) -> tuple[int, int]:
+    """Characters of the longest solver's and proposer's prompts, by brute force over all problems of a small range."""
+    environment = make_environment(config.environment)
+    solver, proposer = 0, 0
+    for task in Task:
+        problems = environment.seed_problems(task, 10**6, random.Random(0), batch=10**6)
+        lengths = sorted((len(environment.solver_prompt(p)), p.key, p) for p in problems)
+        references = [p for *_, p in lengths[-config.selfplay.references :]]
+        solver = max(solver, lengths[-1][0])
+        proposer = max(proposer, len(environment.proposer_prompt(task, references, batch=10**6)))
+    return solver, proposer
+
+
+@pytest.mark.parametrize("references", [1, 6])
+def test_the_longest_prompt_of_either_role_must_fit_and_the_error_names_the_key(tmp_path, references):
+    few = {"selfplay__references": references, "environment__max_prime": 31}
+    solver, proposer = longest_prompts(configured(tmp_path, **few))
+    assert solver != proposer
+
+    def check(limit: int) -> None:
+        config = configured(tmp_path, sampling__max_prompt_tokens=limit, **few)
+        check_lengths(make_environment(config.environment), CHAT, config)
+
+    check(max(solver, proposer))
+    role = "solver" if solver > proposer else "proposer"
+    with pytest.raises(ConfigError, match=rf"sampling\.max_prompt_tokens=\d+ is too small: \w+: a {role}'s prompt"):
+        check(max(solver, proposer) - 1)
+    with pytest.raises(ConfigError, match=r"sampling\.max_prompt_tokens"):
+        check(min(solver, proposer) - 1)
+
+
+def test_prompts_that_only_a_later_stage_asks_for_are_checked_too(tmp_path):
+    narrow = configured(tmp_path, environment__max_prime=7)
+    limit = max(longest_prompts(narrow))
+    check = {"sampling__max_prompt_tokens": limit}
+    check_lengths(make_environment(narrow.environment), CHAT, configured(tmp_path, environment__max_prime=7, **check))
+    staged = configured(tmp_path, environment__curriculum=[[5, 7]], **check)
+    with pytest.raises(ConfigError, match=r"sampling\.max_prompt_tokens"):
+        check_lengths(make_environment(staged.environment), CHAT, staged)
+
+
+def test_prompt_and_response_must_fit_what_the_model_reads(tmp_path):
+    config = configured(tmp_path, sampling__max_prompt_tokens=4000, sampling__max_response_tokens=97)
+    with pytest.raises(ConfigError, match=r"max_response_tokens = 4097.* reads 4096 tokens"):
+        check_lengths(make_environment(config.environment), CHAT, config)
