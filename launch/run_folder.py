@@ -17,6 +17,7 @@ from shared.config_file import dump_toml, load_config, values_by_key
 from shared.errors import ConfigError
 
 CONFIG_FILE = "config.toml"
+SUMMARY_FILE = "summary.json"
 STOP_FILE = "STOP"
 CHECKPOINTS = "checkpoints"
 # Marks a folder as a run's; locked while that run lives.
@@ -91,7 +92,7 @@ def _resume(folder: Path, config: Config) -> Path | None:
     if config.run.overwrite:
         _empty(folder)
         return None
-    found = CheckpointStore(folder / CHECKPOINTS, keep=config.run.keep_checkpoints).latest()
+    found = CheckpointStore(folder / CHECKPOINTS, keep=config.run.keep_checkpoints).latest(warn=print)
     if found is None:
         raise ConfigError(
             f"{folder} exists, without a checkpoint to resume from: choose another --run.name, or pass "
@@ -99,11 +100,13 @@ def _resume(folder: Path, config: Config) -> Path | None:
         )
     checkpoint, state = found
     _check_same(folder, config)
-    if state.version >= config.run.steps:
+    summary = folder / SUMMARY_FILE
+    if state.version > config.run.steps or (state.version == config.run.steps and summary.exists()):
         raise ConfigError(
             f"the run in {folder} has finished its {state.version} steps: raise --run.steps to go on, choose another "
             "--run.name, or pass --run.overwrite true to replace it"
         )
+    summary.unlink(missing_ok=True)
     return checkpoint
 
 

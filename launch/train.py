@@ -18,10 +18,11 @@ from learner.progress import Summary
 from learner.spec import LearnerSpec, SeedStage
 from rollout.chat import ChatTokenizer
 from rollout.environment import Environment, make_environment
+from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
 from shared.config import Config
 from shared.episodes import Problem, Task
-from shared.errors import PrimezeroError
+from shared.errors import ConfigError, PrimezeroError
 from shared.model_folder import check_model_folder
 
 PROBE_TOKENS = 64
@@ -38,6 +39,7 @@ def train(config: Config) -> Summary:
     check_model_folder(config.model.path)
     environment = make_environment(config.environment)
     chat = ChatTokenizer.from_folder(config.model.path)
+    check_held_out(environment, config)
     check_lengths(environment, chat, config)
     probe = _probe(environment, chat, config)
     with open_run_folder(config) as run_folder:
@@ -100,6 +102,17 @@ def seed_stages(environment: Environment, config: Config) -> tuple[SeedStage, ..
     return tuple(
         SeedStage(batch, {task: problems(task, batch) for task in environment.tasks}) for batch in environment.stages
     )
+
+
+def check_held_out(environment: Environment, config: Config) -> None:
+    """ConfigError where `environment.held_out` leaves nothing to evaluate generalisation on."""
+    share = config.environment.held_out
+    for task in environment.tasks if share else ():
+        if not environment.evaluation_problems(task, 1, EVALUATION_SEED, held_out=True):
+            raise ConfigError(
+                f"environment.held_out={share} holds no {task} problem out: raise it, widen the range of problems, or "
+                "set it to 0"
+            )
 
 
 def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config) -> None:

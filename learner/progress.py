@@ -59,7 +59,8 @@ class Progress:
         self._laps: dict[str, float] = {}
         self._episodes: int = sum(step["episodes"] for step in steps)
         self._tokens: int = sum(step["response_tokens"] for step in steps)
-        self._syncs = sum("sync" in step for step in steps)
+        first_sync = 1 if resumed_at else 0  # it belongs to no step
+        self._syncs = first_sync + sum("sync" in step for step in steps)
 
     def needs_evaluation(self, version: int) -> bool:
         """Whether a run that begins at `version` begins with an evaluation of it."""

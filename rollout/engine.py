@@ -8,13 +8,14 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import psutil
 
+from rollout.engine_processes import kill, with_descendants
 from rollout.sample import Sample, chosen_logprobs, sample_of
 from rollout.weight_transfer import WORKER_EXTENSION
 from shared.config import RolloutConfig
@@ -79,6 +80,8 @@ class Engine:
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         begin = time.monotonic()
         others = {child.pid for child in multiprocessing.active_children()}
+        # The import keeps the frame that it happens in alive, and with it what that frame holds.
+        thread.submit(_import_vllm)
         loop = asyncio.get_running_loop()
         starting = loop.run_in_executor(thread, _start_vllm, model, dtype, seed, rollout, max_model_len, transport)
         try:
@@ -106,11 +109,6 @@ class Engine:
     def version(self) -> int:
         """The weight version that new tokens are sampled from."""
         return self._version
-
-    @property
-    def stop_token_ids(self) -> tuple[int, ...]:
-        """Tokens that end a completion."""
-        return tuple(self._stop_token_ids)
 
     async def generate(
         self,
@@ -235,11 +233,11 @@ class Engine:
         await asyncio.get_running_loop().run_in_executor(None, self._end)
 
     def _end(self) -> None:
-        processes = _with_descendants(self._processes)
+        processes = with_descendants(self._processes)
         if self._llm is not None:
             self._llm.shutdown(timeout=_SHUTDOWN_TIMEOUT_S)
         self._llm = None
-        _kill(processes)
+        kill(processes)
         self._thread.shutdown()
 
     async def _request(self, prompt_ids: Sequence[int], params: Any, request_id: str, *, urgent: bool) -> Any:
@@ -323,6 +321,11 @@ def _set_environment(rollout: RolloutConfig) -> None:
         MALLOC_TRIM_THRESHOLD_="16000000000",
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+def _import_vllm() -> None:
+    import vllm.v1.engine.async_llm  # noqa: F401
 
 
 def _start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str) -> Any:
@@ -364,27 +367,12 @@ async def _abandon_start(starting: asyncio.Future[Any], thread: ThreadPoolExecut
     def end() -> None:
         for child in multiprocessing.active_children():
             if child.name.startswith("EngineCore") and child.pid not in others:
-                _kill(_with_descendants([psutil.Process(child.pid)]))
+                kill(with_descendants([psutil.Process(child.pid)]))
 
     if not starting.done():
         await asyncio.get_running_loop().run_in_executor(None, end)
         starting.add_done_callback(lambda done: done.cancelled() or done.exception())
     thread.shutdown(wait=False, cancel_futures=True)
-
-
-def _with_descendants(processes: list[psutil.Process]) -> list[psutil.Process]:
-    found = list(processes)
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            found += process.children(recursive=True)
-    return found
-
-
-def _kill(processes: list[psutil.Process]) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-    psutil.wait_procs(processes, timeout=10)
 
 
 def _sampling_params(**arguments: Any) -> Any:

@@ -74,7 +74,7 @@ class Environment(Protocol):
         """Distinct random valid problems open in `batch`: `count`, or as many as exist."""
 
     def evaluation_problems(self, task: Task, count: int, seed: int, *, held_out: bool = False) -> list[Problem]:
-        """The fixed evaluation set of `seed`, over the whole range: `count` distinct problems, or all where fewer exist.
+        """The fixed evaluation set of `seed`, over the whole range: `count` distinct problems, or all there are.
 
         Of the problems that may be trained on, or, with `held_out`, of those that never are: none where nothing is.
         """
@@ -83,7 +83,7 @@ class Environment(Protocol):
         """Names of the kinds that an evaluation reports `problem` under, beside its task; often none."""
 
     def baselines(self, problems: Sequence[Problem]) -> dict[str, float]:
-        """Accuracy on `problems`, of one task, of answers that need no skill, by the name of the trick; by brute force."""
+        """By the name of the trick, the accuracy on `problems`, of one task, of answers that need no skill."""
 
     def demonstration(self, role: Role, task: Task, rng: random.Random) -> Demonstration:
         """One row for a format warm start."""

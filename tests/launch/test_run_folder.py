@@ -68,8 +68,12 @@ def test_other_settings_than_the_runs_own_are_refused_by_name(tmp_path, key):
 def test_a_finished_run_says_so(tmp_path):
     with open_run_folder(config_for(tmp_path, **{"run.steps": 20})) as run:
         checkpoint(run.path, 20)
+    enter(config_for(tmp_path, **{"run.steps": 20}))  # killed before it had written its summary
+    (run.path / "summary.json").touch()
     with pytest.raises(ConfigError, match=r"finished its 20 steps: raise --run\.steps"):
         enter(config_for(tmp_path, **{"run.steps": 20}))
+    enter(config_for(tmp_path, **{"run.steps": 21}))
+    assert not (run.path / "summary.json").exists()
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])

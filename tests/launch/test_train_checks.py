@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from characters import CharacterChat
 
-from launch.train import check_lengths, seed_stages
+from launch.train import check_held_out, check_lengths, seed_stages
 from rollout.environment import make_environment
 from shared.config import Config
 from shared.config_file import load_config
@@ -94,3 +94,14 @@ def test_prompt_and_response_must_fit_what_the_model_reads(tmp_path):
     config = configured(tmp_path, sampling__max_prompt_tokens=4000, sampling__max_response_tokens=97)
     with pytest.raises(ConfigError, match=r"max_response_tokens = 4097.* reads 4096 tokens"):
         check_lengths(make_environment(config.environment), CHAT, config)
+
+
+def test_a_share_that_holds_nothing_out_is_refused(tmp_path):
+    def check(share: float) -> None:
+        config = configured(tmp_path, environment__held_out=share)
+        check_held_out(make_environment(config.environment), config)
+
+    check(0)
+    check(0.2)
+    with pytest.raises(ConfigError, match=r"environment\.held_out=0\.0001 holds no deduction problem out"):
+        check(0.0001)

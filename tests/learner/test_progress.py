@@ -1,4 +1,7 @@
-"""What the records say of problems that are never trained on; the rest of them is in test_records.py."""
+"""What the records say of problems that are never trained on, and how a resumed run goes on with them.
+
+The rest of them is in test_records.py.
+"""
 
 import json
 
@@ -51,3 +54,31 @@ def test_where_nothing_is_held_out_there_is_no_number(summarise):
     assert summary.held_out_after is None
     assert [r["held_out_accuracy"] for r in records] == [None, None, None]
     assert summary.accuracy_after == pytest.approx(0.9)
+
+
+def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path):
+    config = load_config(None, ["--run.steps=6", "--run.evaluate_every=2"])
+    progress = Progress(config, tmp_path)
+    for version in range(7):
+        if version:
+            progress.step(version, {"episodes": 10, "response_tokens": 100 * version, "sync": {}})
+        if version % 2 == 0:
+            progress.evaluated(evaluation(version, {}))
+    progress.close()
+    before = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    resumed = Progress(config, tmp_path, resumed_at=3)
+    assert not resumed.needs_evaluation(2)
+    assert not resumed.needs_evaluation(3)
+    assert resumed.needs_evaluation(4)
+    resumed.step(4, {"episodes": 10, "response_tokens": 1, "sync": {}})
+    resumed.evaluated(evaluation(4, {}))
+    summary = resumed.summarise(4)
+    resumed.close()
+    steps = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in steps] == [1, 2, 3, 4]
+    assert steps[3]["wall_s"] >= before[2]["wall_s"]
+    evaluations = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
+    assert [e["version"] for e in evaluations] == [0, 2, 4]
+    assert (summary.episodes, summary.tokens_generated, summary.weight_syncs) == (40, 601, 4)
+    assert summary.accuracy_before == pytest.approx(0.9)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from prime_reference import PRIMES_TO_101, answer, everything, inductions, judged, make_prime, numbers_of, triples
 
 from rollout.environment import make_environment
+from rollout.prime_prompts import ShortPrompts
 from shared.config import EnvironmentConfig
 from shared.episodes import Problem, Task, Verdict
 from shared.errors import ConfigError
@@ -344,7 +345,6 @@ def test_problems_that_are_their_own_inverse_are_reported_apart():
         ({"low": 8, "curriculum": ((4, 9),)}, "no deduction problem to train on"),
         ({"curriculum": ((4, 2),)}, "no induction problem to train on"),
         ({"held_out": 0.9999}, r"no \w+ problem to train on"),
-        ({"held_out": 0.0001}, "holds no deduction problem out"),
     ],
 )
 def test_settings_that_leave_a_task_without_problems_are_a_config_error(settings, message):
@@ -353,7 +353,7 @@ def test_settings_that_leave_a_task_without_problems_are_a_config_error(settings
 
 
 def test_the_fingerprint_covers_every_setting():
-    base = EnvironmentConfig(min_prime=5, max_prime=31, held_out=0.2, induction_pairs=2)
+    base = EnvironmentConfig(min_prime=5, max_prime=31, held_out=0.2, induction_pairs=2, prompts="short")
     changes = {
         "min_prime": 7,
         "max_prime": 29,
@@ -361,7 +361,7 @@ def test_the_fingerprint_covers_every_setting():
         "held_out": 0.3,
         "induction_pairs": 1,
         "induction_held_out_pairs": 1,
-        "prompts": "short",
+        "prompts": "instruct",
         "proposal": "full",
         "swapped_is_copy": True,
         "text_after_answer": "unparsable",
@@ -376,7 +376,17 @@ def test_the_fingerprint_covers_every_setting():
     assert make_environment(base).fingerprint == make_environment(base.model_copy()).fingerprint
 
 
-def test_the_fingerprint_covers_the_prompts(monkeypatch):
+def test_the_fingerprint_covers_the_prompts_of_both_roles_with_and_without_references(monkeypatch):
     before = make_prime().fingerprint
-    monkeypatch.setattr("rollout.prime_prompts._SOLVER_EXAMPLE", "<answer>8</answer>")
-    assert make_prime().fingerprint != before
+    changed = set()
+    for role, kind in (("solver", None), ("proposer", 0), ("proposer", 1), ("proposer", 2)):
+        original = getattr(ShortPrompts, role)
+
+        def reworded(*args, original=original, kind=kind):
+            # The proposer's references are the argument before the last.
+            return original(*args) + ("!" if kind is None or len(args[-2]) == kind else "")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ShortPrompts, role, reworded)
+            changed.add(make_prime().fingerprint)
+    assert len(changed | {before}) == 5

@@ -1,0 +1,46 @@
+"""A tiny model, and runs of it of which nothing may be left."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from whole_runs import Run, leftovers
+
+from shared.config import EnvironmentConfig
+
+
+@pytest.fixture(scope="session")
+def format_model(tmp_path_factory) -> Path:
+    from launch.tiny_model import TinyModelSettings, make_tiny_model
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    make_tiny_model(folder, EnvironmentConfig(prompts="short"), settings=TinyModelSettings(steps=30), seed=0)
+    return folder
+
+
+@pytest.fixture
+def start(tmp_path: Path, format_model: Path) -> Iterator[Callable[..., Run]]:
+    """Starts a run; afterwards nothing of it may be left: no process, no segment, no socket."""
+    runs: list[Run] = []
+
+    def begin(**overrides: object) -> Run:
+        runs.append(Run(tmp_path, format_model, **overrides))
+        return runs[-1]
+
+    before = leftovers()
+    yield begin
+    for run in runs:
+        deadline = time.monotonic() + 10
+        while run.processes() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        left = [" ".join(p.cmdline())[:100] for p in run.processes()]
+        for process in run.processes():
+            process.kill()
+        assert left == []
+        assert list(run.temporary.glob("primezero-*")) == []
+        shutil.rmtree(run.temporary)
+    assert leftovers() <= before

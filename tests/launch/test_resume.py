@@ -1,0 +1,59 @@
+"""Runs that were killed and go on from their last checkpoint."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from whole_runs import loaded
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint_by_the_same_command(start):
+    command = {"run.overwrite": "false", "run.steps": 60, "run.checkpoint_every": 2, "learner.ranks": 2}
+    first = start(**command)
+    first.wait_for(r"step +5/")
+    for process in first.processes():
+        process.kill()
+    first.finish()
+    saved = sorted((first.folder / "checkpoints").glob("step-*"))[-1]
+    version = int(saved.name.removeprefix("step-"))
+    assert version >= 4
+
+    second = start(**command | {"run.steps": version + 3})
+    output = second.finish()
+    assert second.process.returncode == 0, output
+    assert f"resuming from {saved}" in output
+    steps = second.records("metrics.jsonl")
+    assert [s["step"] for s in steps] == list(range(1, version + 4))
+    walls = [s["wall_s"] for s in steps]
+    assert walls == sorted(walls)
+    evaluations = [e["version"] for e in second.records("evaluations.jsonl")]
+    assert evaluations == sorted({*range(0, version + 3, 2), version + 3})
+    # The engine's weights are the restored learner's, and the entropy bonus knows the batch before.
+    assert all(s["sync"]["probe_difference"] < 1e-4 for s in steps)
+    assert all(s["learner"]["mismatch_max"] < 1e-3 for s in steps if s["staleness_max"] == 0)
+    summary = json.loads((second.folder / "summary.json").read_text())
+    assert summary["steps"] == version + 3
+    assert summary["episodes"] == sum(s["episodes"] for s in steps)
+    assert loaded(second.folder / "model")
+
+    third = start(**command | {"run.steps": version + 3})
+    output = third.finish()
+    assert third.process.returncode == 1
+    assert "raise --run.steps to go on" in output
+
+
+def test_a_broken_checkpoint_is_passed_over(start):
+    command = {"run.overwrite": "false", "run.steps": 4, "run.checkpoint_every": 2}
+    first = start(**command)
+    assert first.finish(), first.process.returncode
+    older, newest = sorted((first.folder / "checkpoints").glob("step-*"))
+    (broken, *_) = newest.glob("policy/*.pt")
+    broken.write_bytes(broken.read_bytes()[:-100])
+    second = start(**command | {"run.steps": 5})
+    output = second.finish()
+    assert second.process.returncode == 0, output
+    assert f"resuming from {older}" in output
+    assert str(newest) in output
