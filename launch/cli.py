@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 from launch.display import summary_lines
@@ -33,7 +35,8 @@ launch/evaluation_report.py describes every field.
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. A PrimezeroError is shown as its message, without a traceback."""
-    options, overrides = _parser().parse_known_args(arguments)
+    words, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(words)
     try:
         options.command(options, overrides)
     except PrimezeroError as error:
@@ -43,6 +46,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("primezero: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words for the parser, and those that override the configuration: `--section.key VALUE`, wherever they are."""
+    words, overrides = [], []
+    rest = iter(arguments)
+    for word in rest:
+        if not re.fullmatch(r"--[a-z]\w*\.[^=]+(=.*)?", word, re.DOTALL):
+            words.append(word)
+        else:
+            overrides += [word] if "=" in word else [word, *islice(rest, 1)]
+    return words, overrides
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:

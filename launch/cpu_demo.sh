@@ -16,12 +16,11 @@ bash launch/setup.sh cpu
 
 config=launch/configs/cpu_demo.toml
 model=models/tiny-$seed
-# What the model is made of; where that has changed, it is made anew.
-recipe=$(cat launch/tiny_model.py rollout/{environment,chat,answers}.py rollout/prime_*.py "$config" | sha256sum | cut -d' ' -f1)
+recipe=$(.venv/bin/python -m launch.model_recipe)
 if [ "$(cat "$model/.recipe" 2>/dev/null)" != "$recipe" ]; then
   if [ -d "$model" ]; then rm -r "$model"; fi
   .venv/bin/primezero init-model "$model" --config "$config" --run.seed "$seed"
   echo "$recipe" >"$model/.recipe"
 fi
 exec .venv/bin/primezero train --config "$config" --model.path "$model" --run.seed "$seed" \
-  ${overrides[@]+"${overrides[@]}"}
+  --run.overwrite true ${overrides[@]+"${overrides[@]}"}

@@ -19,21 +19,32 @@ from shared.errors import ConfigError
 CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
 STOP_FILE = "STOP"
+LINEAGE_FILE = "lineage"
 CHECKPOINTS = "checkpoints"
 # Marks a folder as a run's; locked while that run lives.
 LOCK_FILE = ".primezero-run"
 # What may differ from the run that is resumed: nothing that the result depends on.
 _FREE_SECTIONS = ("run.", "rollout.", "stream.", "sync.")
-_FREE_KEYS = {"learner.threads", "learner.max_tokens", "learner.logit_chunk_tokens"}
+_FREE_KEYS = {
+    "learner.threads",
+    "learner.max_tokens",
+    "learner.logit_chunk_tokens",
+    "sampling.max_prompt_tokens",
+    "selfplay.buffer_capacity",
+}
 _FIXED_KEYS = {"run.seed", "sync.every", "sync.transport"}
 
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """A run's folder, locked for this process; resume_from: the checkpoint to go on from, if any."""
+    """A run's folder, locked for this process.
+
+    resume_from: the checkpoint to go on from, if any; lineage: how often the run has been started before
+    """
 
     path: Path
     resume_from: Path | None
+    lineage: int
 
 
 @contextlib.contextmanager
@@ -65,7 +76,15 @@ def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFold
     (folder / STOP_FILE).unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
     (folder / CONFIG_FILE).write_text(dump_toml(config))
-    return RunFolder(folder, checkpoint)
+    return RunFolder(folder, checkpoint, _next_lineage(folder / LINEAGE_FILE))
+
+
+def _next_lineage(file: Path) -> int:
+    lineage = int(file.read_text()) + 1 if file.exists() else 0
+    beside = file.with_name(file.name + ".tmp")
+    beside.write_text(f"{lineage}\n")
+    beside.replace(file)
+    return lineage
 
 
 def _check_ours(folder: Path) -> None:
@@ -119,7 +138,13 @@ def _empty(folder: Path) -> None:
 
 
 def _check_same(folder: Path, config: Config) -> None:
-    before, after = values_by_key(load_config(folder / CONFIG_FILE)), values_by_key(config)
+    try:
+        before, after = values_by_key(load_config(folder / CONFIG_FILE)), values_by_key(config)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the run in {folder} was made with another version of primezero: choose another --run.name, or pass "
+            f"--run.overwrite true to replace it. In its {CONFIG_FILE}, {error}"
+        ) from error
     changed = [
         key
         for key in after

@@ -23,7 +23,7 @@ from rollout.worker import WorkerSpec
 from shared.config import Config
 from shared.episodes import Problem, Task
 from shared.errors import ConfigError, PrimezeroError
-from shared.model_folder import check_model_folder
+from shared.model_folder import check_model_folder, check_weights
 
 PROBE_TOKENS = 64
 LENGTH_SAMPLES = 200
@@ -35,8 +35,10 @@ def train(config: Config) -> Summary:
 
     Raises PrimezeroError with what to do about it; by then every process of the run has ended.
     """
-    config = config.model_copy(update={"model": config.model.model_copy(update={"path": config.model.path.resolve()})})
+    config = _with_resolved_models(config)
     check_model_folder(config.model.path)
+    if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
+        check_weights(config.learner.reference_model, key="learner.reference_model")
     environment = make_environment(config.environment)
     chat = ChatTokenizer.from_folder(config.model.path)
     check_held_out(environment, config)
@@ -44,6 +46,14 @@ def train(config: Config) -> Summary:
     probe = _probe(environment, chat, config)
     with open_run_folder(config) as run_folder:
         return _run(config, environment, probe, run_folder)
+
+
+def _with_resolved_models(config: Config) -> Config:
+    """With absolute paths, which mean the same to every process, and from wherever the run is resumed."""
+    model = config.model.model_copy(update={"path": config.model.path.resolve()})
+    reference = config.learner.reference_model
+    learner = config.learner.model_copy(update={"reference_model": reference and reference.resolve()})
+    return config.model_copy(update={"model": model, "learner": learner})
 
 
 def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:
@@ -58,6 +68,7 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
             probe=probe,
             checkpoints=run_folder.path / CHECKPOINTS,
             resume_from=run_folder.resume_from,
+            lineage=run_folder.lineage,
             stop_file=run_folder.path / STOP_FILE,
         )
         display = Display(config, run_folder)

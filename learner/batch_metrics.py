@@ -55,13 +55,19 @@ class TaskMetrics:
 
 @dataclass(frozen=True, slots=True)
 class BatchMetrics:
-    """A batch. Staleness of a token: the version its batch is trained at, less its own."""
+    """A batch. Staleness of a token: the version its batch is trained at, less its own.
+
+    untrained_episodes, untrained_tokens: attempts that only estimated a solve rate (solver_samples "separate"), and
+        their response tokens; nothing else counts them
+    """
 
     cells: dict[str, CellMetrics]
     tasks: dict[str, TaskMetrics]
     episodes: int
     prompt_tokens: int
     response_tokens: int
+    untrained_episodes: int
+    untrained_tokens: int
     staleness_mean: float
     staleness_max: int
     mixed_kv: float
@@ -86,6 +92,8 @@ def batch_metrics(batch: Batch, *, attempts: int) -> BatchMetrics:
         episodes=len(episodes),
         prompt_tokens=sum(len(e.prompt_ids) for e in episodes),
         response_tokens=int(lengths.sum()),
+        untrained_episodes=sum(ticket.untrained_episodes for ticket in batch.tickets),
+        untrained_tokens=sum(ticket.untrained_tokens for ticket in batch.tickets),
         staleness_mean=float((staleness * lengths).sum() / lengths.sum()),
         staleness_max=int(staleness.max()),
         mixed_kv=float(lengths[[span.mixed_kv for span in spans]].sum() / lengths.sum()),

@@ -33,15 +33,13 @@ log = logging.getLogger(__name__)
 class TrainerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a run is, besides its policy.
 
-    version: batches trained; lineage: counts the times that the run was resumed, so that a version never means two
-        sets of weights
-    ranks: learner ranks that wrote the policy
+    version: batches trained
+    identity: fingerprints of what the run is made with: model, tokenizer, environment
     buffer, normaliser, policy: the states of their owners, plain data that these check themselves
     """
 
     version: int
-    lineage: int
-    ranks: int
+    identity: dict[str, str]
     buffer: dict[str, Any]
     normaliser: dict[str, Any]
     policy: dict[str, Any]
@@ -65,9 +63,10 @@ class CheckpointStore:
         return self._folder / f".{_name(version)}"
 
     def begin(self, version: int) -> Path:
-        """That folder, empty but for a place for the policy's files."""
+        """That folder, empty but for a place for the policy's files. What was never finished before is removed."""
         partial = self.partial(version)
-        shutil.rmtree(partial, ignore_errors=True)
+        for unfinished in self._folder.glob(".step-*"):
+            shutil.rmtree(unfinished)
         (partial / POLICY).mkdir(parents=True, mode=0o700)
         return partial
 
@@ -78,11 +77,12 @@ class CheckpointStore:
         (partial / _MANIFEST).write_bytes(msgspec.json.encode(files))
         for path in [*_files(partial), *_folders(partial)]:
             _to_disk(path)
-        final = self._folder / _name(state.version)
-        shutil.rmtree(final, ignore_errors=True)  # of a lineage that this run went back behind
-        partial.rename(final)
+        abandoned = [path for path in self._committed() if _version(path) >= state.version]
+        for path in abandoned:  # of a lineage that this run went back behind
+            path.rename(path.with_name(f".{path.name}.abandoned"))
+        partial.rename(self._folder / _name(state.version))
         _to_disk(self._folder)
-        for path in self._committed()[: -self._keep]:
+        for path in [*self._folder.glob(".step-*.abandoned"), *self._committed()[: -self._keep]]:
             shutil.rmtree(path)
 
     def latest(self, warn: Callable[[str], None] = log.warning) -> tuple[Path, TrainerState] | None:
@@ -102,11 +102,10 @@ class CheckpointStore:
 
     def is_due(self, version: int) -> bool:
         """Whether a run that goes on is to be saved at `version`."""
-        return self._every > 0 and version % self._every == 0
+        return self._every > 0 and version > 0 and version % self._every == 0
 
     def _committed(self) -> list[Path]:
-        found = {int(m[1]): path for path in self._folder.glob("step-*") if (m := _NAME.fullmatch(path.name))}
-        return [found[version] for version in sorted(found)]
+        return sorted((path for path in self._folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_version)
 
 
 def read_state(folder: Path) -> TrainerState:
@@ -123,6 +122,10 @@ def read_state(folder: Path) -> TrainerState:
 
 def _name(version: int) -> str:
     return f"step-{version:06}"
+
+
+def _version(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 from learner.problem_buffer import ProblemBuffer
 from learner.repeats import judge_repeats
@@ -71,10 +72,23 @@ class Collector:
         self._limits = limits
         self._seed = seed
         self._stages = {stage.batch: stage.problems for stage in stages if stage.batch > 0}
+        self._take_back_seeds(stages, first_batch)
         self._lineage = lineage
         self._next_batch = first_batch
         self._released = first_batch
         self._open: dict[int, _OpenBatch] = {}
+
+    def _take_back_seeds(self, stages: Sequence[SeedStage], first_batch: int) -> None:
+        """Where a resumed run's buffer was already seeded for a batch that others are issued again before."""
+        ahead = range(first_batch + 1, first_batch + self._selfplay.max_staleness + 1)
+        if not any(stage.batch in ahead for stage in stages):
+            return
+        for stage in sorted(stages, key=lambda stage: -stage.batch):
+            for problem in chain.from_iterable(stage.problems.values()):
+                if stage.batch in ahead:
+                    self._buffer.discard(problem)
+                elif stage.batch <= first_batch:  # they may have left to make room
+                    self._buffer.add(problem)
 
     @property
     def lineage(self) -> int:

@@ -131,6 +131,6 @@ def _nothing_to_train(number: int, reasons: Counter[str]) -> str:
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
     return (
         f"nothing of batch {number} can be trained on, all its episodes are masked: {counts}. Where responses are cut, "
-        "raise sampling.max_response_tokens or set learner.mask_truncated=false; otherwise add "
+        "begin a run with more sampling.max_response_tokens or learner.mask_truncated=false; otherwise with "
         "selfplay.buffer_problems_per_task, whose attempts train"
     )

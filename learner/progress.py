@@ -55,16 +55,18 @@ class Progress:
         self._evaluation_log = MetricsLog(run_folder / "evaluations.jsonl")
         self._evaluations = [msgspec.convert(record, Evaluation) for record in evaluations]
         self._wall_before: float = steps[-1]["wall_s"] if steps else 0.0
-        self._started = self._lap = time.monotonic()
+        self._started: float | None = None
+        self._lap = time.monotonic()
         self._laps: dict[str, float] = {}
-        self._episodes: int = sum(step["episodes"] for step in steps)
-        self._tokens: int = sum(step["response_tokens"] for step in steps)
+        self._episodes = self._tokens = 0
+        for step in steps:
+            self._count(step)
         first_sync = 1 if resumed_at else 0  # it belongs to no step
         self._syncs = first_sync + sum("sync" in step for step in steps)
 
     def needs_evaluation(self, version: int) -> bool:
         """Whether a run that begins at `version` begins with an evaluation of it."""
-        due = version % self._config.run.evaluate_every == 0
+        due = version % self._config.run.evaluate_every == 0 or version == self._config.run.steps
         return due and version not in {evaluation.version for evaluation in self._evaluations}
 
     def start_clock(self) -> None:
@@ -98,8 +100,7 @@ class Progress:
 
     def step(self, version: int, metrics: Mapping[str, Any]) -> None:
         """Record a trained batch, which made `version`."""
-        self._episodes += metrics["episodes"]
-        self._tokens += metrics["response_tokens"]
+        self._count(metrics)
         phases, self._laps = self._laps, {}
         self._metrics.write({"step": version, "wall_s": self._wall(), **metrics, "phases": phases})
 
@@ -134,8 +135,13 @@ class Progress:
         self._metrics.close()
         self._evaluation_log.close()
 
+    def _count(self, metrics: Mapping[str, Any]) -> None:
+        self._episodes += metrics["episodes"] + metrics["untrained_episodes"]
+        self._tokens += metrics["response_tokens"] + metrics["untrained_tokens"]
+
     def _wall(self) -> float:
-        return self._wall_before + time.monotonic() - self._started
+        """Seconds of training, those before the run was resumed included."""
+        return self._wall_before + (0.0 if self._started is None else time.monotonic() - self._started)
 
 
 def _held_out(evaluation: Evaluation) -> float | None:

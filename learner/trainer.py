@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -48,7 +49,7 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         resumed = read_state(spec.resume_from)
         policy.load(spec.resume_from / POLICY, resumed.policy)
     if rank > 0:
-        _follow(policy, rank, store, version=0 if resumed is None else resumed.version)
+        _follow(policy, rank, store, first_version=0 if resumed is None else resumed.version)
         return None
     trainer = Trainer(config, spec, policy, store, resumed)
     try:
@@ -57,8 +58,9 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         trainer.close()
 
 
-def _follow(policy: Policy, rank: int, store: CheckpointStore, version: int) -> None:
+def _follow(policy: Policy, rank: int, store: CheckpointStore, first_version: int) -> None:
     """The other ranks: every collective step of rank 0, in its order."""
+    version = first_version
     while (batch := broadcast(None, rank)) is not None:
         if policy.penalises_reward:
             policy.reference_penalty(batch)
@@ -68,8 +70,22 @@ def _follow(policy: Policy, rank: int, store: CheckpointStore, version: int) -> 
         version += 1
         if store.is_due(version):
             policy.save(store.partial(version) / POLICY)
-    if not store.is_due(version):
+    if _is_unsaved(version, first_version, store):
         policy.save(store.partial(version) / POLICY)
+
+
+def _is_unsaved(version: int, first_version: int, store: CheckpointStore) -> bool:
+    """Whether a run that ends at `version` has yet to save it; every rank must find the same."""
+    saved_before = version == first_version > 0
+    return not (saved_before or store.is_due(version))
+
+
+def _check_same(ours: Mapping[str, str], saved: Mapping[str, str]) -> None:
+    if changed := [part for part in ours if ours[part] != saved.get(part)]:
+        raise CheckpointError(
+            f"the {' and the '.join(changed)} of this run have changed since its checkpoint was written: put back what "
+            "was there, or start anew with --run.overwrite true"
+        )
 
 
 class Trainer:
@@ -83,12 +99,17 @@ class Trainer:
         self._policy = policy
         self._store = store
         self._first_version = 0 if resumed is None else resumed.version
-        self._lineage = 0 if resumed is None else resumed.lineage + 1
         self._normaliser = Normaliser(config)
         self._buffer = ProblemBuffer(
             spec.seeds[0].problems, capacity=config.selfplay.buffer_capacity, seed=config.run.seed
         )
+        self._identity = Identity(
+            model=model_fingerprint(config.model.path),
+            tokenizer=tokenizer_fingerprint(config.model.path),
+            environment=spec.environment,
+        )
         if resumed is not None:
+            _check_same(asdict(self._identity), resumed.identity)
             self._normaliser.restore(resumed.normaliser)
             self._buffer.restore(resumed.buffer)
         self._progress = Progress(config, spec.run_folder, resumed_at=self._first_version)
@@ -104,15 +125,10 @@ class Trainer:
             ),
             seed=config.run.seed,
             stages=spec.seeds,
-            lineage=self._lineage,
+            lineage=spec.lineage,
             first_batch=self._first_version,
         )
-        identity = Identity(
-            model=model_fingerprint(config.model.path),
-            tokenizer=tokenizer_fingerprint(config.model.path),
-            environment=spec.environment,
-        )
-        self._pool = WorkerPool(spec.endpoint, config, identity, collector)
+        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector)
         self._client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
         self._sender: WeightSender | None = None
         self._evaluating: int | None = None
@@ -134,7 +150,7 @@ class Trainer:
             self._finish_evaluation()
         self._progress.start_clock()
         self._pool.open_through(version, last)
-        final = version == config.run.steps
+        final = version == config.run.steps or self._must_stop()
         while not final:
             record = self._train_batch(version)
             self._progress.lap("train_s")
@@ -154,7 +170,7 @@ class Trainer:
                 self._save_checkpoint(version)
         self._finish_evaluation()
         broadcast(None, 0)
-        if not self._store.is_due(version):
+        if _is_unsaved(version, self._first_version, self._store):
             self._save_checkpoint(version)
         self._policy.save_pretrained(self._spec.run_folder / "model")
         copy_tokenizer(config.model.path, self._spec.run_folder / "model")
@@ -177,8 +193,8 @@ class Trainer:
         trained = self._policy.train(training_batch)
         if not math.isfinite(trained.gradient_norm):
             raise PrimezeroError(
-                f"the gradient of batch {number} is not finite: the weights are spoilt. Lower learner.lr, or see "
-                "metrics.jsonl for what grew before"
+                f"the gradient of batch {number} is not finite: the weights are spoilt. Begin a run with a lower "
+                "learner.lr, or see metrics.jsonl for what grew before"
             )
         return {
             "learner": asdict(trained),
@@ -216,8 +232,7 @@ class Trainer:
     def _save_checkpoint(self, version: int) -> None:
         state = TrainerState(
             version=version,
-            lineage=self._lineage,
-            ranks=self._config.learner.ranks,
+            identity=asdict(self._identity),
             buffer=self._buffer.state(),
             normaliser=self._normaliser.state(),
             policy=self._policy.state(),
@@ -240,7 +255,10 @@ class Trainer:
         """An evaluation belongs to one version: the next weight update waits for it here."""
         if self._evaluating is None:
             return
-        (result,) = self._pool.finish_call(self._evaluating, self._config.rollout.request_timeout_s).values()
+        limit_s = self._config.rollout.evaluation_timeout_s
+        (result,) = self._pool.finish_call(
+            self._evaluating, limit_s, what="an evaluation (rollout.evaluation_timeout_s)"
+        ).values()
         self._evaluating = None
         if not isinstance(result, msg.Evaluated):
             raise PrimezeroError(f"an evaluation returned {type(result).__name__}")

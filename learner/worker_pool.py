@@ -120,7 +120,7 @@ class WorkerPool:
                 self._server.send(peer, msg.Call(id, request))
             return id
 
-    def finish_call(self, id: int, timeout_s: float) -> dict[str, msg.Result]:
+    def finish_call(self, id: int, timeout_s: float, what: str = "a call") -> dict[str, msg.Result]:
         """The results by worker.
 
         Raises WorkerFailedError when a worker says that it failed, StreamTimeoutError after `timeout_s`.
@@ -130,7 +130,7 @@ class WorkerPool:
             self._wait(
                 lambda: len(call.results) == len(call.peers),
                 timeout_s,
-                lambda: f"{len(call.results)} of {len(call.peers)} workers answered a call; see logs/rollout-*.log",
+                lambda: f"{len(call.results)} of {len(call.peers)} workers answered {what}; see logs/rollout-*.log",
             )
         finally:
             with self._changed:

@@ -17,7 +17,9 @@ class ChatTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._control_texts = tuple({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()})
+        # An added token that is not special, as some models' <think>, is text that we may ask for.
+        added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self._control_texts = tuple({*tokenizer.all_special_tokens, *added})
         self._control_ids = frozenset(tokenizer.all_special_ids)
         self.eos_token_id: int = tokenizer.eos_token_id
 

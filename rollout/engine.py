@@ -227,7 +227,8 @@ class Engine:
     async def shutdown(self) -> None:
         """End the engine and its processes. Requests still running fail. May be called twice."""
         self._unusable = self._unusable or "it was shut down"
-        if self._llm is not None and self._llm.get_num_unfinished_requests() == 0:
+        idle = self._llm is not None and self._llm.get_num_unfinished_requests() == 0
+        if idle and self._llm.output_handler is not None:  # it is there from the first request on
             # Nobody waits for output any more; left running, it would log the end of the engine as a failure.
             self._llm.output_handler.cancel()
         await asyncio.get_running_loop().run_in_executor(None, self._end)

@@ -111,14 +111,16 @@ async def evaluate(
     version: int,
     problems_per_task: int,
     max_response_tokens: int,
+    at_once: int | None = None,
 ) -> Evaluation:
     """Greedy accuracy per task, on what may be trained on and, apart, on what is held out.
 
-    Raises EngineError unless every token was sampled by `version`.
+    at_once: requests that the engine is given at a time; by default all. Raises EngineError unless every token was
+    sampled by `version`.
     """
     trainable = evaluation_set(environment, problems_per_task)
     held_out = evaluation_set(environment, problems_per_task, held_out=True)
-    decoding = Decoding(max_response_tokens=max_response_tokens)
+    decoding = Decoding(max_response_tokens=max_response_tokens, at_once=at_once)
     attempted = await attempt(
         engine,
         environment,

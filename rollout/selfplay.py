@@ -17,6 +17,8 @@ from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, 
 from shared.errors import PrimezeroError
 from shared.rewards import proposer_reward, solve_rate, solver_reward
 
+Attempts = tuple[Episode, ...]
+
 
 class SelfPlay:
     """Plays both roles of one model for one ticket at a time; many tickets run concurrently."""
@@ -42,11 +44,21 @@ class SelfPlay:
         if ticket.kind == "proposal":
             proposal, proposed = await self._propose(ticket)
         problem = proposed or ticket.problem
-        attempts, rate = await self._solve(problem, ticket, estimate=proposed is not None)
+        attempts, estimates = await self._solve(problem, ticket, estimate=proposed is not None)
+        rate = solve_rate([attempt.verdict for attempt in estimates or attempts])
         if proposal is not None:
             reward = proposer_reward(proposal.verdict, rate, len(proposal.response_ids), self._config.rewards)
             proposal = replace(proposal, reward=reward)
-        return ClosedTicket(ticket.id, proposal, proposed, problem, attempts, rate)
+        return ClosedTicket(
+            ticket.id,
+            proposal,
+            proposed,
+            problem,
+            attempts,
+            rate,
+            untrained_episodes=len(estimates),
+            untrained_tokens=sum(len(estimate.response_ids) for estimate in estimates),
+        )
 
     async def _propose(self, ticket: Ticket) -> tuple[Episode, Problem | None]:
         """The judged proposal, its reward still to come, and its problem if that is valid."""
@@ -60,25 +72,21 @@ class SelfPlay:
             verdict, problem = Verdict.COPY, None
         return _episode(Role.PROPOSER, ticket.task, ids, sample, verdict, reward=0.0), problem
 
-    async def _solve(self, problem: Problem, ticket: Ticket, *, estimate: bool) -> tuple[tuple[Episode, ...], float]:
-        """The attempts that train, and the solve rate over all that were made.
+    async def _solve(self, problem: Problem, ticket: Ticket, *, estimate: bool) -> tuple[Attempts, Attempts]:
+        """The attempts that train, and those that only estimate the solve rate, if any do.
 
         With separate samples (the paper's way) one sample of its own trains; only a problem whose solve rate
         decides about a reward (`estimate`) is attempted besides.
         """
         count = self._config.selfplay.attempts
         if self._config.selfplay.solver_samples == "attempts":
-            trained = judged = await self._attempt(problem, ticket, first=1, count=count)
-        elif estimate:
-            judged, trained = await asyncio.gather(
-                self._attempt(problem, ticket, first=1, count=count),
-                self._attempt(problem, ticket, first=1 + count, count=1),
-            )
-        else:
-            trained = judged = await self._attempt(problem, ticket, first=1 + count, count=1)
-        return trained, solve_rate([attempt.verdict for attempt in judged])
+            return await self._attempt(problem, ticket, first=1, count=count), ()
+        separate = self._attempt(problem, ticket, first=1 + count, count=1)
+        if not estimate:
+            return await separate, ()
+        return await asyncio.gather(separate, self._attempt(problem, ticket, first=1, count=count))
 
-    async def _attempt(self, problem: Problem, ticket: Ticket, *, first: int, count: int) -> tuple[Episode, ...]:
+    async def _attempt(self, problem: Problem, ticket: Ticket, *, first: int, count: int) -> Attempts:
         prompt = self._environment.solver_prompt(problem)
         ids, samples = await self._sample(prompt, ticket, first=first, count=count)
         attempts = []

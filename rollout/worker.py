@@ -180,6 +180,8 @@ class RolloutWorker:
                     version=version,
                     problems_per_task=self._config.environment.evaluation_problems_per_task,
                     max_response_tokens=self._config.sampling.max_response_tokens,
+                    # Time in the engine's queue would count against rollout.request_timeout_s.
+                    at_once=self._config.rollout.max_sequences,
                 )
                 return msg.Evaluated(evaluation)
         return msg.Done()

@@ -85,7 +85,11 @@ class EnvironmentConfig(Section):
     )
     induction_pairs: int = Field(1, ge=1, le=8, description="pairs (x, y) shown in an induction problem")
     induction_held_out_pairs: int = Field(
-        0, ge=0, le=8, description="further pairs that an induction answer must fit, not shown"
+        0,
+        ge=0,
+        le=8,
+        description="further pairs that an induction answer must fit, not shown; no grade depends on them, since the "
+        "pairs shown leave one prime",
     )
     prompts: Literal["instruct", "short"] = Field(
         "instruct", description="instruct: full instructions for an Instruct model; short: a line for the tiny model"
@@ -208,6 +212,7 @@ class RolloutConfig(Section):
     block_size: int = Field(32, ge=32, multiple_of=32, description="tokens in a cache block")
     start_timeout_s: Seconds = Field(600, description="limit for an engine to load and start")
     request_timeout_s: Seconds = Field(600, description="limit for one completion")
+    evaluation_timeout_s: Seconds = Field(3600, description="limit for an evaluation")
 
 
 class TrustRegionConfig(Section):

@@ -130,6 +130,7 @@ class ClosedTicket:
     attempts: the solver's episodes that train; all on `problem`, all with the same prompt
     solve_rate: mean of 1[correct] over all attempts at `problem`, those that do not train (solver_samples
         "separate") included
+    untrained_episodes, untrained_tokens: those, and their response tokens
     """
 
     id: TicketId
@@ -138,6 +139,8 @@ class ClosedTicket:
     problem: Problem
     attempts: tuple[Episode, ...]
     solve_rate: float
+    untrained_episodes: int = 0
+    untrained_tokens: int = 0
 
     @property
     def episodes(self) -> tuple[Episode, ...]:

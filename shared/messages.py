@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -112,6 +112,8 @@ class Closed(_Message, frozen=True):
     prompt_tokens: tuple[int, ...]
     proposal: EpisodeHeader | None
     attempts: tuple[EpisodeHeader, ...]
+    untrained_episodes: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPISODES_PER_TICKET)] = 0
+    untrained_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS_PER_TICKET)] = 0
 
 
 class Ack(_Message, frozen=True):
@@ -247,6 +249,8 @@ def encode_closed(sequence: int, ticket: ClosedTicket) -> list[Frame]:
         prompt_tokens=tuple(len(prompt) // 4 for prompt in prompts),
         proposal=proposal,
         attempts=attempts,
+        untrained_episodes=ticket.untrained_episodes,
+        untrained_tokens=ticket.untrained_tokens,
     )
     responses = np.concatenate([e.response_ids for e in ticket.episodes]).astype("<i4", copy=False)
     logprobs = np.concatenate([e.behaviour_logprobs for e in ticket.episodes]).astype("<f4", copy=False)
@@ -296,6 +300,8 @@ def decode_closed(closed: Closed, buffers: Sequence[Frame]) -> ClosedTicket:
         problem=closed.problem,
         attempts=tuple(episodes[closed.proposal is not None :]),
         solve_rate=closed.solve_rate,
+        untrained_episodes=closed.untrained_episodes,
+        untrained_tokens=closed.untrained_tokens,
     )
 
 

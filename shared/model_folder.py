@@ -30,11 +30,14 @@ def check_model_folder(folder: Path) -> None:
         raise ModelFolderError(f"{folder} is not a complete model folder: tokenizer.json is missing")
 
 
-def check_weights(folder: Path) -> None:
-    """Raise ModelFolderError, saying what to do, unless the folder holds a configuration and safetensors weights."""
+def check_weights(folder: Path, key: str = "model.path") -> None:
+    """Raise ModelFolderError, saying what to do, unless the folder holds a configuration and safetensors weights.
+
+    key: the configuration key that names the folder
+    """
     if not folder.is_dir():
         raise ModelFolderError(
-            f"the model folder {folder} does not exist: put a Hugging Face model there, point --model.path to one, "
+            f"the model folder {folder} does not exist: put a Hugging Face model there, point --{key} to one, "
             f"or make the tiny model with `primezero init-model {folder}`"
         )
     if not (folder / "config.json").is_file():

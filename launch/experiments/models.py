@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from launch.experiments.plan import CONFIG, ROOT, model_folder
+from launch.model_recipe import digest_of, recipe_digest
 from shared.errors import ModelFolderError
 
 RECIPE_FILE = ".recipe"
@@ -31,18 +31,4 @@ def ensure_model(out: Path, seed: int, execute: Execute) -> str:
         if execute(arguments, log) != 0:
             raise ModelFolderError(f"the model for seed {seed} was not made: see {log}")
         made_by.write_text(recipe)
-    return _digest([folder / name for name in _LEARNED])
-
-
-def recipe_digest() -> str:
-    """The SHA-256 of all that a model is made of. A needless new model costs a minute and is the same to the byte."""
-    return _digest(
-        [ROOT / CONFIG, *sorted((ROOT / "launch").glob("tiny_*.py")), *sorted((ROOT / "rollout").glob("*.py"))]
-    )
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    return digest_of([folder / name for name in _LEARNED])

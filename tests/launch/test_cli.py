@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.cli import main
+from launch.cli import _split_overrides, main
 
 ROOT = Path(__file__).parents[2]
 
@@ -107,3 +107,11 @@ def test_ctrl_c_ends_a_command_without_a_traceback(capsys, monkeypatch, tmp_path
     monkeypatch.setattr("launch.tiny_model.make_tiny_model", interrupted)
     assert main(["init-model", str(tmp_path / "tiny")]) == 130
     assert capsys.readouterr().err == "primezero: interrupted\n"
+
+
+def test_overrides_may_stand_anywhere():
+    words = ["eval", "--run.seed", "3", "runs/mine/model", "--learner.lr=2", "--json", "a.json", "--model.dtype"]
+    assert _split_overrides(words) == (
+        ["eval", "runs/mine/model", "--json", "a.json"],
+        ["--run.seed", "3", "--learner.lr=2", "--model.dtype"],
+    )

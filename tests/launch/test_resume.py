@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_by_the_same_command(start):
-    command = {"run.overwrite": "false", "run.steps": 60, "run.checkpoint_every": 2, "learner.ranks": 2}
+    command = {"run.steps": 60, "run.checkpoint_every": 2, "learner.ranks": 2}
     first = start(**command)
     first.wait_for(r"step +5/")
     for process in first.processes():
@@ -46,7 +46,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint_by_the_same_command(start
 
 
 def test_a_broken_checkpoint_is_passed_over(start):
-    command = {"run.overwrite": "false", "run.steps": 4, "run.checkpoint_every": 2}
+    command = {"run.steps": 4, "run.checkpoint_every": 2}
     first = start(**command)
     assert first.finish(), first.process.returncode
     older, newest = sorted((first.folder / "checkpoints").glob("step-*"))

@@ -22,7 +22,7 @@ def enter(config):
 
 def checkpoint(folder, version):
     store = CheckpointStore(folder / "checkpoints", keep=2)
-    store.commit(store.begin(version), TrainerState(version, 0, 1, {}, {}, {}))
+    store.commit(store.begin(version), TrainerState(version, {}, {}, {}, {}))
     return folder / f"checkpoints/step-{version:06}"
 
 
@@ -63,6 +63,24 @@ def test_other_settings_than_the_runs_own_are_refused_by_name(tmp_path, key):
         checkpoint(run.path, 20)
     with pytest.raises(ConfigError, match=re.escape(key)):
         enter(config_for(tmp_path, **{key: 7}))
+
+
+def test_every_start_of_a_run_is_another_lineage(tmp_path):
+    lineages = []
+    for _ in range(3):  # the same checkpoint each time: the runs die before the next
+        with open_run_folder(config_for(tmp_path)) as run:
+            checkpoint(run.path, 20)
+            lineages.append(run.lineage)
+    assert lineages == [0, 1, 2]
+
+
+def test_a_folder_of_another_version_of_the_configuration_says_so(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    with (run.path / "config.toml").open("a") as file:
+        file.write("\n[forgotten]\nkey = 1\n")
+    with pytest.raises(ConfigError, match=r"another version of primezero.*\n.*forgotten: unknown key"):
+        enter(config_for(tmp_path))
 
 
 def test_a_finished_run_says_so(tmp_path):

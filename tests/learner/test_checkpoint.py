@@ -6,10 +6,10 @@ from learner.checkpoint import POLICY, CheckpointStore, TrainerState
 from shared.errors import CheckpointError
 
 
-def write(store, version, weights=b"weights", lineage=0):
+def write(store, version, weights=b"weights", model="a"):
     partial = store.begin(version)
     (partial / POLICY / "rank-0.pt").write_bytes(weights)
-    state = TrainerState(version, lineage, 1, {"problems": [version]}, {"cells": {}}, {"entropy": 0.5})
+    state = TrainerState(version, {"model": model}, {"problems": [version]}, {"cells": {}}, {"entropy": 0.5})
     store.commit(partial, state)
     return state
 
@@ -87,11 +87,28 @@ def test_a_broken_checkpoint_is_passed_over_and_said_so(tmp_path, spoil):
         latest(tmp_path)
 
 
-def test_going_on_from_an_older_checkpoint_replaces_the_abandoned_one(tmp_path):
-    store = CheckpointStore(tmp_path, keep=2)
-    for version in (20, 40):
-        write(store, version)
-    write(store, 40, weights=b"other", lineage=1)
-    (path, state), _ = latest(tmp_path)
-    assert state.lineage == 1
+def test_going_on_from_an_older_checkpoint_replaces_all_that_is_abandoned(tmp_path):
+    store = CheckpointStore(tmp_path, keep=1)
+    for version in (20, 40, 60):
+        write(CheckpointStore(tmp_path, keep=3), version)
+    flip_a_bit(tmp_path / "step-000060")
+    flip_a_bit(tmp_path / "step-000040")
+    write(store, 40, weights=b"other", model="b")
+    (path, state), warnings = latest(tmp_path)
+    assert state.identity == {"model": "b"}
     assert (path / POLICY / "rank-0.pt").read_bytes() == b"other"
+    assert warnings == []
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000040"]
+
+
+def test_what_was_never_finished_is_removed_by_the_next(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2)
+    store.begin(37)
+    write(store, 40)
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000040"]
+
+
+def test_a_run_that_goes_on_is_saved_every_few_versions_but_not_at_its_start(tmp_path):
+    store = CheckpointStore(tmp_path, keep=2, every=20)
+    assert [version for version in range(50) if store.is_due(version)] == [20, 40]
+    assert not any(CheckpointStore(tmp_path, keep=2).is_due(version) for version in range(50))

@@ -14,10 +14,10 @@ from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, 
 from shared.errors import MessageError
 
 
-def collector(seeds, seed=0, place=None, rewards=None, **selfplay) -> Collector:
+def collector(seeds, seed=0, place=None, rewards=None, buffer=None, **selfplay) -> Collector:
     settings = {"proposals_per_task": 2, "buffer_problems_per_task": 1, "attempts": 2, "references": 3} | selfplay
     return Collector(
-        ProblemBuffer(seeds, capacity=50, seed=seed),
+        buffer or ProblemBuffer(seeds, capacity=50, seed=seed),
         tasks=list(Task),
         selfplay=SelfPlayConfig(seed_problems_per_task=5, buffer_capacity=50, **settings),
         rewards=rewards or RewardConfig(),
@@ -215,6 +215,18 @@ def test_later_seeds_enter_the_buffer_before_the_tickets_of_their_batch(seeds):
         assert (tickets == reference.open_through(batch, 9)) == (batch < 2)
         shown = {p.key.split()[0] for t in tickets for p in (*t.references, t.problem)}
         assert ("later" in shown) == (batch >= 2)
+
+
+def test_a_resumed_run_leaves_later_seeds_to_their_batch(seeds):
+    later = {task: [make_problem(f"later {i}", task) for i in range(200)] for task in Task}
+    stages = [SeedStage(0, seeds), SeedStage(4, later)]
+    buffer = ProblemBuffer(seeds, capacity=50, seed=0)
+    collector(seeds, place={"stages": stages}, buffer=buffer, max_staleness=4).open_through(2, 9)
+    assert any("later" in p.key for p in buffer.sample(Task.DEDUCTION, 50, random.Random(0)))  # for batch 4
+    place = {"stages": stages, "first_batch": 2, "lineage": 1}
+    for ticket in collector(seeds, place=place, buffer=buffer, max_staleness=4).open_through(2, 9):
+        shown = {p.key.split()[0] for p in (*ticket.references, ticket.problem)}
+        assert "later" not in shown or ticket.id.batch >= 4
 
 
 def test_a_resumed_run_goes_on_at_its_batch_in_its_lineage(seeds):

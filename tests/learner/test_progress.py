@@ -11,6 +11,8 @@ from learner.progress import Progress, Summary
 from shared.config_file import load_config
 from shared.episodes import Evaluation, Task, TaskAccuracy
 
+COUNTS = {"episodes": 10, "response_tokens": 1, "untrained_episodes": 0, "untrained_tokens": 0, "sync": {}}
+
 
 def evaluation(version: int, held_out: dict[Task, float]) -> Evaluation:
     def results(accuracies: dict[Task, float]) -> dict[Task, TaskAccuracy]:
@@ -57,11 +59,11 @@ def test_where_nothing_is_held_out_there_is_no_number(summarise):
 
 
 def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path):
-    config = load_config(None, ["--run.steps=6", "--run.evaluate_every=2"])
+    config = load_config(None, ["--run.steps=7", "--run.evaluate_every=2"])
     progress = Progress(config, tmp_path)
     for version in range(7):
         if version:
-            progress.step(version, {"episodes": 10, "response_tokens": 100 * version, "sync": {}})
+            progress.step(version, COUNTS | {"response_tokens": 100 * version})
         if version % 2 == 0:
             progress.evaluated(evaluation(version, {}))
     progress.close()
@@ -71,7 +73,8 @@ def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path
     assert not resumed.needs_evaluation(2)
     assert not resumed.needs_evaluation(3)
     assert resumed.needs_evaluation(4)
-    resumed.step(4, {"episodes": 10, "response_tokens": 1, "sync": {}})
+    assert resumed.needs_evaluation(7)  # the last step, due or not
+    resumed.step(4, COUNTS | {"untrained_episodes": 3, "untrained_tokens": 50})
     resumed.evaluated(evaluation(4, {}))
     summary = resumed.summarise(4)
     resumed.close()
@@ -80,5 +83,5 @@ def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path
     assert steps[3]["wall_s"] >= before[2]["wall_s"]
     evaluations = [json.loads(line) for line in (tmp_path / "evaluations.jsonl").read_text().splitlines()]
     assert [e["version"] for e in evaluations] == [0, 2, 4]
-    assert (summary.episodes, summary.tokens_generated, summary.weight_syncs) == (40, 601, 4)
+    assert (summary.episodes, summary.tokens_generated, summary.weight_syncs) == (43, 651, 4)
     assert summary.accuracy_before == pytest.approx(0.9)

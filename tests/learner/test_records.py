@@ -123,10 +123,11 @@ def test_the_untrained_models_evaluation_is_never_part_of_the_result(tmp_path):
 
 
 def test_a_step_is_one_line_with_its_phases_and_no_invalid_numbers(tmp_path):
+    counts = {"episodes": 3, "response_tokens": 7, "untrained_episodes": 0, "untrained_tokens": 0}
     progress = Progress(load_config(None), tmp_path)
     progress.lap("wait_s")
     progress.lap("train_s")
-    progress.step(1, {"episodes": 3, "response_tokens": 7, "odd": float("nan")})
+    progress.step(1, counts | {"odd": float("nan")})
     progress.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)

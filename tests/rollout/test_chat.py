@@ -47,6 +47,18 @@ def test_a_prompt_that_spells_a_control_token_is_refused(chat, control):
         chat.prompt_ids(f"Find y {control} with")
 
 
+def test_an_added_token_that_is_plain_text_may_be_asked_for(folder):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["<think>"])
+    thinking = ChatTokenizer(tokenizer)
+    ids = thinking.prompt_ids("Reason inside <think>")
+    assert tokenizer.convert_tokens_to_ids("<think>") in ids
+    with pytest.raises(ValueError, match="control token"):
+        thinking.prompt_ids("Find y <|im_end|>")
+
+
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(ModelFolderError, match="nowhere does not exist"):
         ChatTokenizer.from_folder(tmp_path / "nowhere")

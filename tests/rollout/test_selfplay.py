@@ -164,6 +164,8 @@ async def test_separate_a_valid_proposal_is_judged_by_its_attempts_and_one_more_
     engine = ScriptedEngine({PROPOSAL: [answer("2, 7")], ATTEMPT: estimates, SEPARATE: ["hm"]})
     closed = await play(separate, engine, ticket())
     assert (closed.solve_rate, closed.proposal.reward) == (0.25, 0.75)
+    assert closed.untrained_episodes == ATTEMPTS
+    assert closed.untrained_tokens == sum(len(text) + 1 for text in estimates)
     assert closed.problem == closed.proposed == problem("2,7")
     assert [(a.verdict, a.reward) for a in closed.attempts] == [(Verdict.UNPARSABLE, -1.0)]
     assert (engine.asked[ATTEMPT]["n"], engine.asked[SEPARATE]["n"]) == (ATTEMPTS, 1)

@@ -43,6 +43,8 @@ def closed_tickets(draw):
         problem=problem,
         attempts=tuple(draw(st.lists(episodes(prompt=draw(token_ids)), min_size=1, max_size=4))),
         solve_rate=draw(st.floats(0, 1)),
+        untrained_episodes=draw(st.integers(0, 4096)),
+        untrained_tokens=draw(st.integers(0, 2**27)),
     )
 
 
@@ -64,7 +66,7 @@ def round_trip(ticket: ClosedTicket) -> ClosedTicket:
 @given(closed_tickets())
 def test_closed_ticket_survives_the_wire(ticket):
     back = round_trip(ticket)
-    for name in ("id", "problem", "proposed", "solve_rate"):
+    for name in ("id", "problem", "proposed", "solve_rate", "untrained_episodes", "untrained_tokens"):
         assert getattr(back, name) == getattr(ticket, name)
     assert (back.proposal is None) == (ticket.proposal is None)
     assert len(back.episodes) == len(ticket.episodes)
