@@ -1,8 +1,13 @@
+import signal
+
 import pytest
 from factories import make_problem
 from hypothesis import HealthCheck, settings
 
 from shared.episodes import Problem, Task
+
+# A shell that starts the tests in the background has them ignore Ctrl-C, and with them whatever they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no fault: nothing here is judged by the clock.
 settings.register_profile("unhurried", deadline=None, suppress_health_check=[HealthCheck.too_slow])

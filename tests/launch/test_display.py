@@ -25,7 +25,7 @@ def evaluation(version: int, accuracy: float, held_out: float | None) -> Evaluat
 )
 def test_an_evaluation_is_a_line_with_what_is_held_out_if_anything_is(tmp_path, capsys, held_out, line):
     config = load_config(None)
-    display = Display(config, RunFolder(tmp_path, resume_from=None))
+    display = Display(config, RunFolder(tmp_path, resume_from=None, lineage=0))
     capsys.readouterr()
     progress = Progress(config, tmp_path)
     progress.evaluated(evaluation(4, 0.75, held_out))
@@ -36,7 +36,7 @@ def test_an_evaluation_is_a_line_with_what_is_held_out_if_anything_is(tmp_path, 
 
 
 def test_a_line_that_is_still_being_written_waits(tmp_path, capsys):
-    display = Display(load_config(None), RunFolder(tmp_path, resume_from=None))
+    display = Display(load_config(None), RunFolder(tmp_path, resume_from=None, lineage=0))
     capsys.readouterr()
     record = {"version": 1, "accuracy": 0.5, "held_out_accuracy": None, "tasks": {"deduction": {"accuracy": 0.5}}}
     written = json.dumps(record) + "\n"
