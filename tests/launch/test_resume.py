@@ -1,4 +1,4 @@
-"""Runs that were killed and go on from their last checkpoint."""
+"""Runs that died and go on from their last checkpoint."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from whole_runs import loaded
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint_by_the_same_command(start):
+def test_a_run_whose_learner_was_killed_goes_on_from_its_last_checkpoint_by_the_same_command(start):
     command = {"run.steps": 60, "run.checkpoint_every": 2, "learner.ranks": 2}
     first = start(**command)
     first.wait_for(r"step +5/")
-    for process in first.processes():
+    learners = [p for p in first.processes() if "LearnerProcess" in " ".join(p.cmdline())]
+    assert len(learners) == 2
+    for process in learners:
         process.kill()
     first.finish()
+    assert first.process.returncode == 1
     saved = sorted((first.folder / "checkpoints").glob("step-*"))[-1]
     version = int(saved.name.removeprefix("step-"))
     assert version >= 4
