@@ -49,7 +49,7 @@ def test_a_variant_differs_from_the_demo_in_what_it_is_about_and_nothing_else(va
 
 
 def test_full_is_the_demo_itself_on_a_fixed_number_of_steps():
-    run = {"run.name", "run.folder", "run.steps", "run.time_limit_s", "model.path"}
+    run = {"run.name", "run.folder", "run.overwrite", "run.steps", "run.time_limit_s", "model.path"}
     config = PlannedRun(FULL, 0).config(OUT)
     assert set(differences(config, load_config(ROOT / CONFIG))) == run
     assert (config.run.steps, config.run.evaluate_every, config.run.final_evaluations) == (120, 10, 3)
