@@ -15,6 +15,7 @@ from learner.checkpoint import CheckpointStore
 from shared.config import Config
 from shared.config_file import dump_toml, load_config, values_by_key
 from shared.errors import ConfigError
+from shared.metrics import replace_file
 
 CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
@@ -75,15 +76,13 @@ def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFold
     checkpoint = _resume(folder, config)
     (folder / STOP_FILE).unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
-    (folder / CONFIG_FILE).write_text(dump_toml(config))
+    replace_file(folder / CONFIG_FILE, dump_toml(config))
     return RunFolder(folder, checkpoint, _next_lineage(folder / LINEAGE_FILE))
 
 
 def _next_lineage(file: Path) -> int:
     lineage = int(file.read_text()) + 1 if file.exists() else 0
-    beside = file.with_name(file.name + ".tmp")
-    beside.write_text(f"{lineage}\n")
-    beside.replace(file)
+    replace_file(file, f"{lineage}\n")
     return lineage
 
 
@@ -106,9 +105,8 @@ def _lock(lock: int, folder: Path) -> None:
 
 
 def _resume(folder: Path, config: Config) -> Path | None:
-    if not (folder / CONFIG_FILE).exists():
-        return None
-    if config.run.overwrite:
+    # Without a configuration no run got as far as that, or replacing one was cut short.
+    if config.run.overwrite or not (folder / CONFIG_FILE).exists():
         _empty(folder)
         return None
     found = CheckpointStore(folder / CHECKPOINTS, keep=config.run.keep_checkpoints).latest(warn=print)

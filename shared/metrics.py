@@ -43,9 +43,14 @@ def cut_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Replace a JSON file by `record`."""
+    replace_file(path, json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+
+
+def replace_file(path: Path, text: str) -> None:
     """Write beside and rename: a reader sees the old file or the new one."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(_finite(record), indent=2, allow_nan=False) + "\n")
+    beside.write_text(text)
     os.replace(beside, path)
 
 

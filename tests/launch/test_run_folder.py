@@ -83,6 +83,15 @@ def test_a_folder_of_another_version_of_the_configuration_says_so(tmp_path):
         enter(config_for(tmp_path))
 
 
+def test_what_a_replacement_that_was_cut_short_left_is_not_resumed(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    (run.path / "config.toml").unlink()
+    with open_run_folder(config_for(tmp_path)) as again:
+        assert (again.resume_from, again.lineage) == (None, 0)
+        assert not (run.path / "checkpoints").exists()
+
+
 def test_a_finished_run_says_so(tmp_path):
     with open_run_folder(config_for(tmp_path, **{"run.steps": 20})) as run:
         checkpoint(run.path, 20)
