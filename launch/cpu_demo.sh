@@ -16,11 +16,6 @@ bash launch/setup.sh cpu
 
 config=launch/configs/cpu_demo.toml
 model=models/tiny-$seed
-recipe=$(.venv/bin/python -m launch.model_recipe)
-if [ "$(cat "$model/.recipe" 2>/dev/null)" != "$recipe" ]; then
-  if [ -d "$model" ]; then rm -r "$model"; fi
-  .venv/bin/primezero init-model "$model" --config "$config" --run.seed "$seed"
-  echo "$recipe" >"$model/.recipe"
-fi
+.venv/bin/python -m launch.model_recipe "$model" --run.seed "$seed"
 exec .venv/bin/primezero train --config "$config" --model.path "$model" --run.seed "$seed" \
   --run.overwrite true ${overrides[@]+"${overrides[@]}"}

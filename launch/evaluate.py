@@ -118,8 +118,8 @@ def _checked_chat(model: Path, config: Config, bands: Sequence[_Band]) -> ChatTo
     check_context(model, config.sampling)
     chat = ChatTokenizer.from_folder(model)
     for band in bands:
-        prompts = map(band.environment.solver_prompt, band.problems)
-        check_prompts(chat, f"a solver's prompt for primes {band.name}", prompts, config.sampling)
+        tokens = (len(chat.prompt_ids(band.environment.solver_prompt(problem))) for problem in band.problems)
+        check_prompts(f"a solver's prompt for primes {band.name}", tokens, config.sampling)
     return chat
 
 

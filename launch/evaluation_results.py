@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import TypeVar
 
 from launch.evaluation_report import Estimate, Group, ProblemSet, Result, Row
@@ -78,7 +79,7 @@ def _pass_at(samples: Sequence[Sequence[Attempt]]) -> dict[int, float]:
     n = len(samples[0])
     correct = [sum(attempt.correct for attempt in each) for each in samples]
     ks = sorted({2**i for i in range(n.bit_length())} | {n}) if n else []
-    return {k: _mean([pass_at_k(n, c, k) for c in correct]) for k in ks}
+    return {k: fmean([pass_at_k(n, c, k) for c in correct]) for k in ks}
 
 
 def _difference(first: Sequence[Outcome], second: Sequence[Outcome]) -> Estimate:
@@ -103,23 +104,19 @@ def _mean_row(rows: Sequence[Row]) -> Row:
 def _mean_result(results: Sequence[Result]) -> Result:
     return Result(
         accuracy=_mean_estimate([result.accuracy for result in results]),
-        unparsable=_mean([result.unparsable for result in results]),
-        truncated=_mean([result.truncated for result in results]),
-        response_tokens=_mean([result.response_tokens for result in results]),
+        unparsable=fmean([result.unparsable for result in results]),
+        truncated=fmean([result.truncated for result in results]),
+        response_tokens=fmean([result.response_tokens for result in results]),
         pass_at=_mean_by_key([result.pass_at for result in results]),
     )
 
 
 def _mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     interval = mean_interval([(e.value, e.low, e.high) for e in estimates])
-    return Estimate(_mean([e.value for e in estimates]), *interval)
+    return Estimate(fmean([e.value for e in estimates]), *interval)
 
 
 def _mean_by_key(mappings: Sequence[Mapping[K, float]]) -> dict[K, float]:
     """Of the keys that all have, in the order of the first."""
     shared = [key for key in mappings[0] if all(key in mapping for mapping in mappings)]
-    return {key: _mean([mapping[key] for mapping in mappings]) for key in shared}
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
+    return {key: fmean([mapping[key] for mapping in mappings]) for key in shared}

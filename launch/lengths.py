@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from rollout.chat import ChatTokenizer
 from shared.config import SamplingConfig
 from shared.errors import ConfigError
 from shared.model_folder import context_length
@@ -22,10 +21,10 @@ def check_context(model: Path, sampling: SamplingConfig) -> None:
         )
 
 
-def check_prompts(chat: ChatTokenizer, what: str, prompts: Iterable[str], sampling: SamplingConfig) -> None:
-    """ConfigError where one of the prompts is too long; `what` says what each is: "a solver's prompt"."""
+def check_prompts(what: str, tokens: Iterable[int], sampling: SamplingConfig) -> None:
+    """ConfigError where a prompt is too long; tokens: of each; `what` says what each is: "a solver's prompt"."""
     limit = sampling.max_prompt_tokens
-    longest = max((len(chat.prompt_ids(prompt)) for prompt in prompts), default=0)
+    longest = max(tokens, default=0)
     if longest > limit:
         raise ConfigError(
             f"sampling.max_prompt_tokens={limit} is too small: {what} has {longest} tokens, and prompts are never cut"

@@ -1,13 +1,19 @@
-"""What a tiny model is made of: where that has changed, the model is made anew."""
+"""What a tiny model is made of: where that has changed, the model is made anew.
+
+python -m launch.model_recipe models/tiny-0 --run.seed 0
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import shutil
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "launch/configs/cpu_demo.toml"
+CONFIG = Path("launch/configs/cpu_demo.toml")
+RECIPE_FILE = ".recipe"
 _MADE_BY = (
     "launch/tiny_*.py",
     "rollout/answers.py",
@@ -19,9 +25,20 @@ _MADE_BY = (
 )
 
 
+def ensure_model(folder: Path, make: Callable[[], None]) -> None:
+    """Call `make`, which makes the demo's model in `folder`, unless it is there, made by today's recipe."""
+    recipe, made_by = recipe_digest(), folder / RECIPE_FILE
+    if made_by.is_file() and made_by.read_text() == recipe:
+        return
+    if folder.exists():
+        shutil.rmtree(folder)
+    make()
+    made_by.write_text(recipe)
+
+
 def recipe_digest() -> str:
     """SHA-256 of the demo's configuration and of the code. A needless new model is the same to the byte."""
-    return digest_of([CONFIG, *sorted(path for pattern in _MADE_BY for path in ROOT.glob(pattern))])
+    return digest_of([ROOT / CONFIG, *sorted(path for pattern in _MADE_BY for path in ROOT.glob(pattern))])
 
 
 def digest_of(paths: Sequence[Path]) -> str:
@@ -32,5 +49,15 @@ def digest_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+def _main(folder: str, *overrides: str) -> None:
+    from launch.cli import main
+
+    def make() -> None:
+        if code := main(["init-model", folder, "--config", str(ROOT / CONFIG), *overrides]):
+            sys.exit(code)
+
+    ensure_model(Path(folder), make)
+
+
 if __name__ == "__main__":
-    print(recipe_digest())
+    _main(*sys.argv[1:])

@@ -20,8 +20,9 @@ from typing import Any
 
 from rollout.chat import ChatTokenizer
 from rollout.environment import Environment, make_environment
+from rollout.evaluation import Attempt, task_accuracy
 from shared.config import EnvironmentConfig
-from shared.episodes import Evaluation, Role, Task, TaskAccuracy, Verdict
+from shared.episodes import Evaluation, Role, Task, TaskAccuracy
 from shared.errors import ModelFolderError
 
 Progress = Callable[[int, float], None]
@@ -314,18 +315,15 @@ def _task_accuracy(
     model: Any, chat: ChatTokenizer, env: Environment, task: Task, count: int, max_response_tokens: int
 ) -> TaskAccuracy:
     problems = env.evaluation_problems(task, count, seed=0)
-    verdicts, lengths = [], []
+    attempts: list[Attempt] = []
     for start in range(0, len(problems), 128):
         chunk = problems[start : start + 128]
         responses = _generate(model, chat, [env.solver_prompt(problem) for problem in chunk], max_response_tokens)
-        verdicts += [env.grade(problem, chat.decode(ids)) for problem, ids in zip(chunk, responses, strict=True)]
-        lengths += [len(ids) for ids in responses]
-    return TaskAccuracy(
-        problems=len(problems),
-        accuracy=verdicts.count(Verdict.CORRECT) / len(problems),
-        unparsable=verdicts.count(Verdict.UNPARSABLE) / len(problems),
-        response_tokens=sum(lengths) / len(problems),
-    )
+        attempts += [
+            Attempt(env.grade(problem, chat.decode(ids)), len(ids), truncated=ids[-1] != chat.eos_token_id)
+            for problem, ids in zip(chunk, responses, strict=True)
+        ]
+    return task_accuracy(attempts)
 
 
 def _generate(model: Any, chat: ChatTokenizer, prompts: list[str], max_response_tokens: int) -> list[list[int]]:

@@ -93,6 +93,7 @@ class CheckpointStore:
         committed = self._committed()
         for path in reversed(committed):
             try:
+                _check_files(path)
                 return path, read_state(path)
             except CheckpointError as error:
                 warn(f"{error}; the checkpoint before it is used")
@@ -109,13 +110,20 @@ class CheckpointStore:
 
 
 def read_state(folder: Path) -> TrainerState:
-    """The state in a checkpoint; CheckpointError unless every file is what was written."""
+    """The state in a checkpoint that `latest` has found intact: its files are many gigabytes, and are read once."""
+    try:
+        return msgspec.json.decode((folder / _STATE).read_bytes(), type=TrainerState)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise CheckpointError(f"the checkpoint {folder} cannot be read: {error}") from error
+
+
+def _check_files(folder: Path) -> None:
+    """CheckpointError unless every file is what was written."""
     try:
         files = msgspec.json.decode((folder / _MANIFEST).read_bytes(), type=dict[str, _File])
         for name, expected in files.items():
             if _sums(folder / name) != expected:
                 raise CheckpointError(f"{folder / name} is not what was written")
-        return msgspec.json.decode((folder / _STATE).read_bytes(), type=TrainerState)
     except (OSError, msgspec.MsgspecError) as error:
         raise CheckpointError(f"the checkpoint {folder} cannot be read: {error}") from error
 

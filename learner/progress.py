@@ -93,7 +93,7 @@ class Progress:
         self._evaluations.append(evaluation)
         record = msgspec.to_builtins(evaluation) | {
             "accuracy": evaluation.accuracy,
-            "held_out_accuracy": _held_out(evaluation),
+            "held_out_accuracy": evaluation.held_out_accuracy,
             "wall_s": self._wall(),
         }
         self._evaluation_log.write(record)
@@ -118,8 +118,8 @@ class Progress:
                 task: {"before": result.accuracy, "after": _mean([e.tasks[task].accuracy for e in after])}
                 for task, result in before.tasks.items()
             },
-            held_out_before=_held_out(before),
-            held_out_after=_mean_or_none([_held_out(e) for e in after]),
+            held_out_before=before.held_out_accuracy,
+            held_out_after=_mean_or_none([e.held_out_accuracy for e in after]),
             steps=steps,
             wall_s=self._wall(),
             episodes=self._episodes,
@@ -142,11 +142,6 @@ class Progress:
     def _wall(self) -> float:
         """Seconds of training, those before the run was resumed included."""
         return self._wall_before + (0.0 if self._started is None else time.monotonic() - self._started)
-
-
-def _held_out(evaluation: Evaluation) -> float | None:
-    """The unweighted mean of the tasks that hold something out."""
-    return _mean_or_none([result.accuracy for result in evaluation.held_out.values()])
 
 
 def _mean_or_none(values: Sequence[float | None]) -> float | None:

@@ -138,10 +138,11 @@ def _accuracies(attempted: Sequence[Attempted]) -> dict[Task, TaskAccuracy]:
     by_task: dict[Task, list[Attempt]] = {}
     for each in attempted:
         by_task.setdefault(each.problem.task, []).extend(each.attempts)
-    return {task: _accuracy(attempts) for task, attempts in by_task.items()}
+    return {task: task_accuracy(attempts) for task, attempts in by_task.items()}
 
 
-def _accuracy(attempts: Sequence[Attempt]) -> TaskAccuracy:
+def task_accuracy(attempts: Sequence[Attempt]) -> TaskAccuracy:
+    """What the attempts, one on each of a task's problems, come to."""
     count = len(attempts)
     return TaskAccuracy(
         problems=count,

@@ -6,7 +6,6 @@ from vLLM or torch until then.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,6 +13,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from shared.errors import WeightSyncError
+from shared.processes import signal_at_parents_death
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 TRANSPORT = "shm"
 WORKER_EXTENSION = "rollout.weight_transfer.WorkerExtension"
 
-_PR_SET_PDEATHSIG = 1
 _registered = False
 
 
@@ -60,7 +59,7 @@ def _die_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is None:
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal_at_parents_death(signal.SIGKILL)
     if not parent.is_alive():  # it died before the call above
         os.kill(os.getpid(), signal.SIGKILL)
 

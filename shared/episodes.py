@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
@@ -173,4 +174,13 @@ class Evaluation(msgspec.Struct, frozen=True):
     @property
     def accuracy(self) -> float:
         """The unweighted mean of the tasks, on problems that may be trained on."""
-        return sum(t.accuracy for t in self.tasks.values()) / len(self.tasks)
+        return _mean_accuracy(self.tasks.values())
+
+    @property
+    def held_out_accuracy(self) -> float | None:
+        """The same on problems that never are; None where nothing is held out."""
+        return _mean_accuracy(self.held_out.values()) if self.held_out else None
+
+
+def _mean_accuracy(results: Collection[TaskAccuracy]) -> float:
+    return sum(result.accuracy for result in results) / len(results)

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from launch.experiments.data import EvaluationPoint, Health, RunData
-from launch.experiments.plan import CONFIG, ROOT
+from launch.model_recipe import CONFIG, ROOT
 from launch.run_folder import CONFIG_FILE
 from shared.config_file import dump_toml, load_config
 from shared.episodes import Task

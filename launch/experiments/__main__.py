@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.experiments.plan import DEFAULT_OUT, ROOT, planned_runs
+from launch.experiments.plan import DEFAULT_OUT, planned_runs
 from launch.experiments.processes import unwound_by_sigterm
 from launch.experiments.report import data_folder, write_report
 from launch.experiments.runner import run_plan
+from launch.model_recipe import ROOT
 from shared.errors import ConfigError, PrimezeroError
 
 

@@ -6,12 +6,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.model_recipe import CONFIG, ROOT
 from shared.config import Config
 from shared.config_file import load_config
 from shared.errors import ConfigError
 
-ROOT = Path(__file__).parents[2]
-CONFIG = Path("launch/configs/cpu_demo.toml")
 DEFAULT_OUT = Path("runs/experiments")
 EVALUATE_EVERY = 10
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import signal
 import subprocess
 import sys
@@ -12,9 +11,9 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from launch.experiments.plan import ROOT
+from launch.model_recipe import ROOT
+from shared.processes import signal_at_parents_death
 
-_PR_SET_PDEATHSIG = 1
 _GOODBYE_S = 60.0
 # What a commit has to hold for a run to be the same again.
 _CODE = ("shared", "rollout", "learner", "launch", "pyproject.toml")
@@ -82,4 +81,4 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 def _die_with_parent() -> None:
     # A runner that is killed outright must not leave a run going: the next start would train beside it.
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    signal_at_parents_death(signal.SIGTERM)

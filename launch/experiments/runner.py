@@ -19,8 +19,9 @@ from launch.experiments.data import (
     write_data,
 )
 from launch.experiments.models import Execute, ensure_model
-from launch.experiments.plan import ROOT, PlannedRun
+from launch.experiments.plan import PlannedRun
 from launch.experiments.processes import code_version, primezero
+from launch.model_recipe import ROOT
 from launch.run_folder import CONFIG_FILE
 from shared.config import Config
 from shared.config_file import load_config

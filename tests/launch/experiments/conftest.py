@@ -3,8 +3,9 @@ from experiment_runs import curve, fabricated
 
 from launch.experiments import runner
 from launch.experiments.data import data_path, write_data
-from launch.experiments.plan import ROOT, planned_runs
+from launch.experiments.plan import planned_runs
 from launch.experiments.report import data_folder
+from launch.model_recipe import ROOT
 
 
 @pytest.fixture

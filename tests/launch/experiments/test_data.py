@@ -5,7 +5,8 @@ import pytest
 from experiment_runs import FakePrimezero
 
 from launch.experiments.data import DataError, condense, read_data
-from launch.experiments.plan import CONFIG, FULL, PlannedRun, planned_runs
+from launch.experiments.plan import FULL, PlannedRun, planned_runs
+from launch.model_recipe import CONFIG
 from learner.batch_metrics import BatchMetrics, CellMetrics, TaskMetrics
 from learner.train_metrics import TrainMetrics
 from shared.episodes import Task

@@ -1,6 +1,7 @@
 import pytest
 from experiment_runs import FakePrimezero
 
+from launch import model_recipe
 from launch.experiments import models
 from shared.errors import ModelFolderError
 
@@ -10,7 +11,7 @@ def test_a_model_is_made_anew_when_its_recipe_has_changed(tmp_path, monkeypatch)
     first = models.ensure_model(tmp_path, 0, fake)
     assert models.ensure_model(tmp_path, 0, fake) == first
     assert fake.calls == ["tiny-0"]
-    monkeypatch.setattr(models, "recipe_digest", lambda: "another")
+    monkeypatch.setattr(model_recipe, "recipe_digest", lambda: "another")
     assert models.ensure_model(tmp_path, 0, fake) == first
     assert fake.calls == ["tiny-0", "tiny-0"]
     assert models.ensure_model(tmp_path, 1, fake) != first

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.experiments.plan import CONFIG, FULL, PROPOSER, ROOT, VARIANTS, PlannedRun, model_folder, planned_runs
+from launch.experiments.plan import FULL, PROPOSER, VARIANTS, PlannedRun, model_folder, planned_runs
+from launch.model_recipe import CONFIG, ROOT
 from rollout.environment import make_environment
 from shared.config_file import load_config, values_by_key
 from shared.errors import ConfigError

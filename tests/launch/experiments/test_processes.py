@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launch.experiments import processes
-from launch.experiments.plan import ROOT
+from launch.model_recipe import ROOT
 
 
 def test_a_child_is_logged_and_its_exit_code_handed_on(tmp_path):

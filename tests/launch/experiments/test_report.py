@@ -6,10 +6,11 @@ from experiment_runs import curve, fabricated
 from launch.experiments import plots
 from launch.experiments.__main__ import main
 from launch.experiments.data import DataError, data_path, read_data, write_data
-from launch.experiments.plan import PROPOSER, ROOT, planned_runs
+from launch.experiments.plan import PROPOSER, planned_runs
 from launch.experiments.report import data_folder, write_report
 from launch.experiments.results import load_results
 from launch.experiments.tables import all_tables, fill
+from launch.model_recipe import ROOT
 
 
 def test_the_command_fills_the_document_and_draws_every_figure_it_shows(docs, capsys):
