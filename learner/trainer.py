@@ -61,17 +61,24 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
 def _follow(policy: Policy, rank: int, store: CheckpointStore, first_version: int) -> None:
     """The other ranks: every collective step of rank 0, in its order."""
     version = first_version
-    while (batch := broadcast(None, rank)) is not None:
-        if policy.penalises_reward:
-            policy.reference_penalty(batch)
-            batch = broadcast(None, rank)
-            assert batch is not None
-        policy.train(batch)
+    while _follow_update(policy, rank):
         version += 1
         if store.is_due(version):
             policy.save(store.partial(version) / POLICY)
     if _is_unsaved(version, first_version, store):
         policy.save(store.partial(version) / POLICY)
+
+
+def _follow_update(policy: Policy, rank: int) -> bool:
+    """Rank 0's next update, or False where it says that there is none."""
+    batch = broadcast(None, rank)
+    if batch is not None and policy.penalises_reward:
+        policy.reference_penalty(batch)
+        batch = broadcast(None, rank)
+    if batch is None:
+        return False
+    policy.train(batch)
+    return True
 
 
 def _is_unsaved(version: int, first_version: int, store: CheckpointStore) -> bool:

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from learner.batch import TrainingBatch, broadcast
 from learner.policy import Policy
 from learner.train_metrics import TrainMetrics
-from learner.trainer import _follow
+from learner.trainer import _follow_update
 from shared.config import LearnerConfig
 
 # With the first of Adam's betas at 0, its first moment is the (clipped) gradient itself.
@@ -171,7 +171,8 @@ def train_as_rank(rank: int, port: int, model_folder: Path, reference: Path, cas
         if rank == 0:
             lead(policy, case.batch)
         else:
-            _follow(policy, rank)
+            while _follow_update(policy, rank):
+                pass
         gradients = {f"gradient.{name}": g for name, g in gradients_of(policy).items()}
         weights = {f"weight.{name}": w for name, w in weights_of(policy).items()}
         save_file(policy.records | gradients | weights, out / f"{number}.{rank}.safetensors")
