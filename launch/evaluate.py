@@ -135,7 +135,7 @@ async def _evaluate(
         seed=config.run.seed,
         rollout=config.rollout,
         max_model_len=sampling.max_prompt_tokens + sampling.max_response_tokens,
-        transport=config.sync.transport,
+        transport=config.transport,
     )
     try:
         return [await _attempt_band(engine, chat, config, band, samples, f"{model}") for band in bands]

@@ -35,7 +35,7 @@ def train(config: Config) -> Summary:
 
     Raises PrimezeroError with what to do about it; by then every process of the run has ended.
     """
-    config = _with_resolved_models(config)
+    config = _resolved(config)
     check_model_folder(config.model.path)
     if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
         check_weights(config.learner.reference_model, key="learner.reference_model")
@@ -48,12 +48,14 @@ def train(config: Config) -> Summary:
         return _run(config, environment, probe, run_folder)
 
 
-def _with_resolved_models(config: Config) -> Config:
-    """With absolute paths, which mean the same to every process, and from wherever the run is resumed."""
+def _resolved(config: Config) -> Config:
+    """With absolute paths, which mean the same to every process, and from wherever the run is resumed; and with the
+    transport that this machine chooses, for all of them."""
     model = config.model.model_copy(update={"path": config.model.path.resolve()})
     reference = config.learner.reference_model
     learner = config.learner.model_copy(update={"reference_model": reference and reference.resolve()})
-    return config.model_copy(update={"model": model, "learner": learner})
+    sync = config.sync.model_copy(update={"transport": config.transport})
+    return config.model_copy(update={"model": model, "learner": learner, "sync": sync})
 
 
 def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:

@@ -148,7 +148,7 @@ class Trainer:
             self._client,
             self._policy.module,
             dtype=getattr(torch, config.model.dtype),
-            transport=config.sync.transport,
+            transport=config.transport,
         )
         version = self._first_version
         self._sync(version)

@@ -41,6 +41,9 @@ class RunConfig(Section):
     evaluate_every: Count = Field(20, description="steps between evaluations")
     checkpoint_every: int = Field(20, ge=0, description="steps between checkpoints; 0: only one at the end")
     keep_checkpoints: Count = Field(2, description="checkpoints kept, the newest ones")
+    max_restarts: int = Field(
+        5, ge=0, description="restarts of one process, within ten minutes, after which the run is given up"
+    )
     final_evaluations: Count = Field(
         1, description="the last evaluations, the untrained model's not counted, averaged as accuracy_after"
     )
@@ -208,6 +211,9 @@ class RolloutConfig(Section):
     threads: Count = Field(1, description="CPU threads of each engine")
     max_sequences: Count = Field(256, description="sequences that an engine decodes at once")
     max_open_tickets: Count = Field(128, description="tickets that a worker works on at once")
+    colocation: Literal["concurrent", "alternate"] = Field(
+        "concurrent", description="alternate: the engines sleep while the learner computes its update"
+    )
     kv_cache_gib: Count = Field(1, description="attention cache of each engine on the CPU, GiB")
     block_size: int = Field(32, ge=32, multiple_of=32, description="tokens in a cache block")
     start_timeout_s: Seconds = Field(600, description="limit for an engine to load and start")
@@ -253,7 +259,7 @@ class LearnerConfig(Section):
 
     ranks: Count = Field(1, description="data-parallel learner processes")
     threads: Count = Field(1, description="CPU threads of each rank")
-    zero_stage: Literal[0, 1, 2] = Field(1, description="DeepSpeed ZeRO stage")
+    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
     lr: float = Field(1e-6, ge=0, description="AdamW learning rate, constant after warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -294,7 +300,22 @@ class SyncConfig(Section):
     """Pushing weights into the running engines."""
 
     every: Count = Field(1, description="batches between weight syncs")
-    transport: Literal["shm"] = Field("shm", description="shm: shared memory, engine on the CPU")
+    transport: Literal["auto", "shm", "ipc", "nccl"] = Field(
+        "auto",
+        description="shm: shared memory, engines on the CPU of the learner's machine; ipc: CUDA IPC, engines on the "
+        "learner's GPU; nccl: engines elsewhere (gloo where there is no GPU); auto: shm without a GPU, ipc with one",
+    )
+    in_flight: Literal["keep", "wait", "abort"] = Field(
+        "keep",
+        description="what becomes of running requests: frozen, and go on with the new weights; waited for; or aborted, "
+        "and gone on with as new requests",
+    )
+    keep_kv: bool = Field(
+        False,
+        description="under in_flight=keep: running requests keep the attention cache of the older weights instead of "
+        "being prefilled again; what they sample on it is marked mixed_kv",
+    )
+    buffer_mib: Count = Field(256, description="ipc, nccl: size of the packed buffer that weights travel in")
     timeout_s: Seconds = Field(120, description="limit for each call of a sync")
     probe_tolerance: PositiveOrNone = Field(
         None, description="largest log-probability difference of the parity probe; none: by dtype"
@@ -306,6 +327,7 @@ class StreamConfig(Section):
 
     max_message_mib: Count = Field(256, description="largest message accepted")
     batch_timeout_s: Seconds = Field(900, description="longest wait for a batch's next closed ticket")
+    worker_timeout_s: Seconds = Field(60, description="a worker not heard of for so long is given up")
 
 
 class Config(Section):
@@ -329,6 +351,8 @@ class Config(Section):
                 f"selfplay.max_staleness={self.selfplay.max_staleness} is too small for "
                 f"sync.every={self.sync.every}: it must be at least {self.sync.every - 1}"
             )
+        if self.sync.keep_kv and self.sync.in_flight != "keep":
+            raise ValueError(f"sync.keep_kv=true is for sync.in_flight=keep, not {self.sync.in_flight}")
         if self.model.dtype == "bfloat16" and self.learner.zero_stage == 0:
             raise ValueError(
                 "learner.zero_stage=0 with model.dtype=bfloat16 would add up gradients in bfloat16: use 1 or 2"
@@ -360,6 +384,13 @@ class Config(Section):
         """The solver rows' weight, resolved."""
         weight = self.learner.solver_row_weight
         return 1 / self.selfplay.trained_attempts if weight is None else weight
+
+    @property
+    def transport(self) -> Literal["shm", "ipc", "nccl"]:
+        """The weight transport, resolved: by whether this machine has a GPU."""
+        if self.sync.transport != "auto":
+            return self.sync.transport
+        return "ipc" if Path("/dev/nvidiactl").exists() else "shm"
 
     @property
     def probe_tolerance(self) -> float:

@@ -28,7 +28,7 @@ from shared.episodes import (
 )
 from shared.errors import MessageError
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 MAX_EPISODES_PER_TICKET = 4096
 MAX_TOKENS_PER_TICKET = 2**27
 
@@ -63,6 +63,14 @@ class Refused(_Message, frozen=True):
     """Learner → worker: not accepted, or a message of it was not, and why."""
 
     reason: str
+
+
+class Greet(_Message, frozen=True):
+    """Learner → worker: I do not know you (any more); drop all work and say hello."""
+
+
+class Alive(_Message, frozen=True):
+    """Worker → learner, every few seconds: it is there, and its engine answered the last round trip."""
 
 
 class Bye(_Message, frozen=True):
@@ -151,13 +159,21 @@ class FinishUpdate(_Message, frozen=True):
     probe: tuple[int, ...]
 
 
+class Sleep(_Message, frozen=True):
+    """Stop generating and give the machine to the learner; running requests are frozen until `Wake`."""
+
+
+class Wake(_Message, frozen=True):
+    """Go on generating after `Sleep`."""
+
+
 class Evaluate(_Message, frozen=True):
     """Run the greedy evaluation with the weights now live, which must be `version`."""
 
     version: int
 
 
-Request = InitTransfer | StartUpdate | UpdateWeights | FinishUpdate | Evaluate
+Request = InitTransfer | StartUpdate | UpdateWeights | FinishUpdate | Sleep | Wake | Evaluate
 
 
 class Call(_Message, frozen=True):
@@ -210,7 +226,7 @@ class Reply(_Message, frozen=True):
     result: Result
 
 
-Message = Hello | Welcome | Refused | Bye | Failed | Work | Closed | Ack | Call | ProbePassed | Reply
+Message = Hello | Welcome | Refused | Greet | Alive | Bye | Failed | Work | Closed | Ack | Call | ProbePassed | Reply
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
