@@ -1,6 +1,7 @@
 """The inference engine: a thin adapter over vLLM's AsyncLLM. No vLLM type leaves this module and its parts.
 
-Its parts: `engine_vllm` starts vLLM, `engine_requests` samples and scores, `engine_sync` brings new weights in.
+Its parts: `engine_vllm` starts vLLM, `engine_requests` samples and scores, `engine_sync` brings new weights in and puts
+the engine to sleep, `engine_core` looks after the prompt cache inside vLLM's own process.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ from rollout.engine_link import Link
 from rollout.engine_processes import kill, with_descendants
 from rollout.engine_requests import Requests
 from rollout.engine_sync import SyncTimings, WeightSync
-from rollout.engine_vllm import import_vllm, set_environment, start_vllm
+from rollout.engine_vllm import import_vllm, on_cpu, set_environment, start_vllm
 from rollout.sample import Sample
-from shared.config import RolloutConfig
+from shared.config import RolloutConfig, SyncConfig
 from shared.episodes import Float32Array
 from shared.errors import EngineError, PrimezeroError
 from shared.model_folder import check_weights, stop_tokens
@@ -33,7 +34,8 @@ _SHUTDOWN_TIMEOUT_S = 20.0
 class Engine:
     """A running engine with the weights of one version. Made by `start`, ended by `shutdown`.
 
-    Any method raises EngineError once the engine has died or a weight swap has failed.
+    Any method raises EngineError once the engine has died, or a weight update has failed in a way that leaves it
+    without sound weights: it stays paused then, and its owner starts another one.
     """
 
     def __init__(
@@ -44,14 +46,21 @@ class Engine:
         stop_token_ids: list[int],
         max_model_len: int,
         request_timeout_s: float,
+        sync: SyncConfig,
+        in_place: bool,
+        sleep_mode: bool,
     ) -> None:
         self._thread = thread
         self._processes = [psutil.Process(p.pid) for p in llm.engine_core.resources.engine_manager.processes]
         self._link = Link(llm)
         self._requests = Requests(
-            self._link, stop_token_ids=stop_token_ids, max_model_len=max_model_len, timeout_s=request_timeout_s
+            self._link,
+            stop_token_ids=stop_token_ids,
+            max_model_len=max_model_len,
+            timeout_s=request_timeout_s,
+            salted=sync.keep_kv,
         )
-        self._sync = WeightSync(self._link, timeout_s=request_timeout_s)
+        self._sync = WeightSync(self._link, self._requests, sync, in_place=in_place, sleep_mode=sleep_mode)
 
     @classmethod
     async def start(
@@ -62,9 +71,12 @@ class Engine:
         seed: int,
         rollout: RolloutConfig,
         max_model_len: int,
-        transport: str = "shm",
+        sync: SyncConfig,
+        transport: str,
     ) -> Engine:
         """Load the model folder and start the engine's processes; its weights are version 0.
+
+        transport: the weight transport, resolved (`Config.transport`), whatever `sync` says
 
         Raises ModelFolderError when the folder is not usable, EngineError when the engine does not
         come up within `rollout.start_timeout_s`.
@@ -97,6 +109,9 @@ class Engine:
             stop_token_ids=stop_token_ids,
             max_model_len=max_model_len,
             request_timeout_s=rollout.request_timeout_s,
+            sync=sync,
+            in_place=transport != "shm" and not on_cpu(),
+            sleep_mode=rollout.colocation == "alternate" and not on_cpu(),
         )
         left_s = rollout.start_timeout_s - (time.monotonic() - begin)
         try:
@@ -109,7 +124,7 @@ class Engine:
     @property
     def version(self) -> int:
         """The weight version that new tokens are sampled from."""
-        return self._sync.version
+        return self._requests.version
 
     async def generate(
         self,
@@ -124,8 +139,10 @@ class Engine:
         """Sample `n` completions of one prompt; temperature 0 is greedy, where all n are the same.
 
         Sample i draws from seed + i (the lower 62 bits of `seed`). Log-probabilities are after
-        temperature; greedy ones are at temperature 1. Raises EngineError when prompt and response do not
-        fit the engine's context, or the samples are not done within `rollout.request_timeout_s`.
+        temperature; greedy ones are at temperature 1. A sample that a weight update aborts (`sync.in_flight`) goes on
+        from where it was: it is neither restarted nor cut, and draws on from `continuation_seed`. Raises EngineError
+        when prompt and response do not fit the engine's context, or the samples are not done within
+        `rollout.request_timeout_s`, not counting the time that the engine sleeps.
         """
         return await self._requests.generate(
             prompt_ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, request_id=request_id
@@ -134,7 +151,8 @@ class Engine:
     async def score(self, token_ids: Sequence[int], request_id: str) -> Float32Array:
         """Log-probabilities, at temperature 1, of token_ids[1:], each given those before: float32 [tokens - 1].
 
-        Computed afresh, without cached prefixes. Raises EngineError as `generate` does.
+        Computed afresh, without cached prefixes, and by one version, which is the one now live or a later one. Raises
+        EngineError as `generate` does.
         """
         return await self._requests.score(token_ids, request_id)
 
@@ -143,29 +161,51 @@ class Engine:
         await self._sync.init(init_info)
 
     async def start_weight_update(self) -> None:
-        """Begin an update; one that was begun before and not finished is forgotten."""
+        """Begin an update; one that was begun before and not finished is forgotten.
+
+        In place (`ipc`, and `nccl` on a GPU), the engine is paused from here to `finish_weight_update`: whatever goes
+        wrong between, a second beginning and a silence of `sync.timeout_s` included, makes it unusable.
+        """
         await self._sync.start()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:
-        """Receive, check and stage the weights described by `update_info`, while generation goes on.
+        """Receive and check the weights described by `update_info`, and stage them while generation goes on.
 
         Raises WeightSyncError, with the live weights untouched, when they are not exactly what the
-        model needs.
+        model needs. In place, they are written into the live weights.
         """
         await self._sync.update(update_info)
 
     async def finish_weight_update(self, version: int) -> SyncTimings:
-        """Swap the staged weights in as `version`; running requests go on with them.
+        """Make the received weights live as `version`; generation goes on with them, also when it was asleep.
 
-        Their attention cache is recomputed, so every span's log-probabilities are exactly its
-        version's. WeightSyncError with nothing changed when `version` is not what was staged; after
-        any other failure the engine stays paused and every later call fails.
+        What becomes of running requests is up to `sync.in_flight`: frozen, and prefilled again by the new weights, so
+        that every span's log-probabilities are exactly its version's (`keep`); waited for (`wait`); aborted, and gone
+        on with (`abort`). Under `sync.keep_kv` they keep the attention cache of the older weights: what they sample on
+        it is marked `mixed_kv`, to the end of each version even if the cache is computed anew meanwhile. Requests that
+        are not running never find cache of older weights.
+
+        WeightSyncError with nothing changed when `version` is not what was staged, or waiting takes too long; after
+        any other failure, and any in place, the engine stays paused and every later call fails.
         """
         return await self._sync.finish(version)
 
+    async def sleep(self) -> None:
+        """Stop generating, and give the machine to the learner: the cores, or, under `alternate`, the GPU's memory.
+
+        Running requests are frozen (under `sync.in_flight` = wait, waited for); new ones queue. A weight update may
+        come meanwhile, and ends the sleep. EngineError once the engine is unusable; WeightSyncError, with generation
+        going on, when waiting takes too long, and with the engine unusable after any other failure.
+        """
+        await self._sync.sleep()
+
+    async def wake(self) -> None:
+        """Go on generating after `sleep`, with everything that was running or has queued; awake, do nothing."""
+        await self._sync.wake()
+
     async def check_alive(self) -> None:
         """A round trip through the engine's processes; EngineError when one is gone or silent."""
-        self._link.check()
+        self._sync.check()
         for process in self._processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise EngineError(f"an engine process (pid {process.pid}) is gone")

@@ -72,7 +72,7 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         max_num_seqs=rollout.max_sequences,
         # On the CPU vLLM cannot take back the random draw of a seeded request whose prompt is only half
         # computed ("CPU Generator does not use offset"), so prompts are computed whole.
-        enable_chunked_prefill=transport != "shm",
+        enable_chunked_prefill=not on_cpu(),
         max_num_batched_tokens=max(_STEP_TOKENS, max_model_len),
         block_size=rollout.block_size,
         enable_prefix_caching=True,
@@ -82,6 +82,8 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=transport),
         worker_extension_cls=WORKER_EXTENSION,
+        # Its allocator costs, and there is none on the CPU, where sleeping frees the cores alone.
+        enable_sleep_mode=rollout.colocation == "alternate" and not on_cpu(),
     )
     return AsyncLLM.from_engine_args(arguments)
 
