@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain, pairwise
@@ -28,11 +28,11 @@ from transformers import DynamicCache, Qwen2ForCausalLM
 from learner.weight_sender import WeightSender
 from rollout.sample import Sample
 from shared.config import SyncConfig
-from shared.episodes import Float32Array
+from shared.episodes import Float32Array, VersionSpan
 
 RUNNING = 64
 TOLERANCE = 1e-4
-TOKENS = 96
+TOKENS = 64
 PROBE = text(0, 120)
 # Over 64 tokens, so that two whole blocks of 32 can be found again; few, so that they are.
 PROMPTS = [text(1000 + i, 70 + i) for i in range(6)]
@@ -129,31 +129,86 @@ def check_spans(sample: Sample) -> None:
     assert versions == sorted(set(versions))
 
 
-@torch.no_grad()
-def replayed(versions: Mapping[int, Qwen2ForCausalLM], prompt: list[int], sample: Sample) -> Float32Array:
-    """transformers' log-probabilities of the sample, its attention cache computed by the versions that it should be.
+class Replay:
+    """Samples computed again by transformers, with the attention cache that their spans promise.
 
     The cache of a token is computed in the step that samples the next one: a span's version computes all from the last
-    token of the span before on. A span that is not marked `mixed_kv` starts with nothing, and computes all afresh.
+    token of the span before on. A span that is not marked `mixed_kv` starts with nothing, and computes all afresh; so
+    does every span where `plain`.
     """
-    tokens = torch.tensor([prompt + sample.token_ids.tolist()])
-    logprobs: list[torch.Tensor] = []
-    cache, computed = DynamicCache(), 0
-    for span in sample.spans:
-        if not span.mixed_kv:
-            cache, computed = DynamicCache(), 0
-        start, end = len(prompt) + span.start, len(prompt) + span.end
-        logits = versions[span.version](tokens[:, computed : end - 1], past_key_values=cache).logits[0, start - end :]
-        logprobs.append(logits.log_softmax(-1).gather(1, tokens[0, start:end, None])[:, 0])
-        computed = end - 1
-    return np.asarray(torch.cat(logprobs), dtype=np.float32)
+
+    def __init__(self, versions: Mapping[int, Qwen2ForCausalLM], *, plain: bool = False) -> None:
+        self._versions = versions
+        self._plain = plain
+
+    @torch.no_grad()
+    def logprobs(self, samples: Sequence[tuple[list[int], Sample]]) -> list[Float32Array]:
+        """Of each (prompt, sample), float32 [tokens]. Version by version: in one batch, what a version computes."""
+        states = [_State(prompt, sample) for prompt, sample in samples]
+        for version in sorted({span.version for _, sample in samples for span in sample.spans}):
+            batch = [state for state in states if any(span.version == version for span in state.sample.spans)]
+            for state in batch:
+                [state.span] = [span for span in state.sample.spans if span.version == version]
+                if self._plain or not state.span.mixed_kv:
+                    state.cache = []
+            batch.sort(key=lambda state: state.cached)
+            for first in range(0, len(batch), 32):
+                _compute(self._versions[version], batch[first : first + 32])
+        return [np.concatenate(state.logprobs) for state in states]
 
 
-def plain_errors(versions: Mapping[int, Qwen2ForCausalLM], prompt: list[int], sample: Sample) -> list[float]:
-    """Of each span, the largest difference to the log-probabilities that its version alone gives its tokens."""
-    errors = []
-    for span in sample.spans:
-        tokens = prompt + sample.token_ids[: span.end].tolist()
-        plain = reference_logprobs(versions[span.version], tokens)[len(prompt) - 1 + span.start :]
-        errors.append(float(np.abs(sample.logprobs[span.start : span.end] - plain).max()))
-    return errors
+class _State:
+    """How far one sample is computed: keys and values of each layer, [heads, tokens, size]."""
+
+    span: VersionSpan
+
+    def __init__(self, prompt: list[int], sample: Sample) -> None:
+        self.prompt, self.sample = prompt, sample
+        self.tokens = torch.tensor(prompt + sample.token_ids.tolist())
+        self.cache: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.logprobs: list[Float32Array] = []
+
+    @property
+    def cached(self) -> int:
+        return self.cache[0][0].shape[1] if self.cache else 0
+
+    @property
+    def new(self) -> torch.Tensor:
+        """The tokens to be computed for the span: up to the one before its last."""
+        return self.tokens[self.cached : len(self.prompt) + self.span.end - 1]
+
+
+def _compute(model: Qwen2ForCausalLM, batch: Sequence[_State]) -> None:
+    past, width = max(state.cached for state in batch), max(len(state.new) for state in batch)
+    tokens = torch.zeros(len(batch), width, dtype=torch.long)
+    positions = torch.zeros(len(batch), width, dtype=torch.long)
+    mask = torch.zeros(len(batch), past + width, dtype=torch.long)
+    for row, state in enumerate(batch):
+        tokens[row, : len(state.new)] = state.new
+        positions[row] = torch.arange(state.cached, state.cached + width)
+        mask[row, : state.cached] = 1
+        mask[row, past:] = 1
+    cache = DynamicCache()
+    if past:
+        shape = next(state.cache[0][0] for state in batch if state.cache).shape
+        for layer in range(model.config.num_hidden_layers):
+            sides = torch.zeros(2, len(batch), shape[0], past, shape[2])
+            for row, state in enumerate(batch):
+                for side, kept in zip(sides, state.cache[layer] if state.cache else (), strict=False):
+                    side[row, :, : state.cached] = kept
+            cache.update(sides[0], sides[1], layer)
+    logits = model(tokens, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+    for row, state in enumerate(batch):
+        count, size = len(state.new), state.span.end - state.span.start
+        chosen = state.tokens[len(state.prompt) + state.span.start : len(state.prompt) + state.span.end]
+        logprobs = logits[row, count - size : count].log_softmax(-1).gather(1, chosen[:, None])[:, 0]
+        state.logprobs.append(np.asarray(logprobs, dtype=np.float32))
+        new = [
+            (layer.keys[row, :, past : past + count], layer.values[row, :, past : past + count])
+            for layer in cache.layers
+        ]
+        old = state.cache or [(keys[:, :0], values[:, :0]) for keys, values in new]
+        state.cache = [
+            (torch.cat([k, new_k], 1), torch.cat([v, new_v], 1))
+            for (k, v), (new_k, new_v) in zip(old, new, strict=True)
+        ]
