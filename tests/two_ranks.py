@@ -1,7 +1,6 @@
 """Training by two ranks, in processes of their own: the first leads, the second follows."""
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,7 +64,7 @@ def metrics_in(records: dict[str, torch.Tensor], name: str = "metrics") -> Train
 
 
 def train_as_rank(rank: int, port: int, model_folder: Path, reference: Path, cases: list[Case], out: Path) -> None:
-    """One of two ranks; each writes what it ends with."""
+    """One of two ranks; each writes what it ends with. Then rank 0 dies without a word, which must end the other."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
@@ -78,7 +77,10 @@ def train_as_rank(rank: int, port: int, model_folder: Path, reference: Path, cas
         if policy.partitioned:
             records |= keep_and_go_on(case, policy, rank, model_folder, reference, out / str(number))
         save_file(records | gradients | weights, out / f"{number}.{rank}.safetensors")
-    torch.distributed.destroy_process_group()
+    if rank == 0:
+        Leader(policy).score(SCORED)
+        os._exit(0)
+    follow(policy)
 
 
 def train(case: Case, rank: int, model_folder: Path, reference: Path) -> RecordingPolicy:
@@ -122,25 +124,3 @@ def keep_and_go_on(
     restored.train(case.second_batch)
     records["restored"] = restored.records["metrics"]
     return records
-
-
-def die_leading(rank: int, port: int, out: Path) -> None:
-    """The first of two ranks announces one step and dies; the second follows."""
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    policy: Any = Announced(out / f"{rank}.scored")
-    if rank > 0:
-        return follow(policy)
-    Leader(policy).score([1, 2, 3])
-    os._exit(7)
-
-
-class Announced:
-    """A policy without weights, which writes down what it is asked for."""
-
-    partitioned = True
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def score(self, token_ids: Sequence[int]) -> None:
-        self._file.write_text(str(list(token_ids)))
