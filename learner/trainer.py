@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner.batch import broadcast
 from learner.batch_metrics import batch_metrics
 from learner.checkpoint import POLICY, CheckpointStore, TrainerState, read_state
 from learner.collector import Collector
@@ -20,6 +19,7 @@ from learner.parity import check_parity
 from learner.policy import Policy
 from learner.problem_buffer import ProblemBuffer
 from learner.progress import Progress, Summary
+from learner.ranks import Leader, follow
 from learner.spec import LearnerSpec
 from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
@@ -49,40 +49,20 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         resumed = read_state(spec.resume_from)
         policy.load(spec.resume_from / POLICY, resumed.policy)
     if rank > 0:
-        _follow(policy, rank, store, first_version=0 if resumed is None else resumed.version)
+        follow(policy)
         return None
-    trainer = Trainer(config, spec, policy, store, resumed)
+    leader = Leader(policy)
+    trainer = Trainer(config, spec, leader, store, resumed)
     try:
-        return trainer.run()
+        summary = trainer.run()
+        leader.stop()
+        return summary
     finally:
         trainer.close()
 
 
-def _follow(policy: Policy, rank: int, store: CheckpointStore, first_version: int) -> None:
-    """The other ranks: every collective step of rank 0, in its order."""
-    version = first_version
-    while _follow_update(policy, rank):
-        version += 1
-        if store.is_due(version):
-            policy.save(store.partial(version) / POLICY)
-    if _is_unsaved(version, first_version, store):
-        policy.save(store.partial(version) / POLICY)
-
-
-def _follow_update(policy: Policy, rank: int) -> bool:
-    """Rank 0's next update, or False where it says that there is none."""
-    batch = broadcast(None, rank)
-    if batch is not None and policy.penalises_reward:
-        policy.reference_penalty(batch)
-        batch = broadcast(None, rank)
-    if batch is None:
-        return False
-    policy.train(batch)
-    return True
-
-
 def _is_unsaved(version: int, first_version: int, store: CheckpointStore) -> bool:
-    """Whether a run that ends at `version` has yet to save it; every rank must find the same."""
+    """Whether a run that ends at `version` has yet to save it."""
     saved_before = version == first_version > 0
     return not (saved_before or store.is_due(version))
 
@@ -99,7 +79,7 @@ class Trainer:
     """Rank 0: owns the worker pool, the collector, the versions and the run's records."""
 
     def __init__(
-        self, config: Config, spec: LearnerSpec, policy: Policy, store: CheckpointStore, resumed: TrainerState | None
+        self, config: Config, spec: LearnerSpec, policy: Leader, store: CheckpointStore, resumed: TrainerState | None
     ) -> None:
         self._config = config
         self._spec = spec
@@ -146,7 +126,7 @@ class Trainer:
         self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
         self._sender = WeightSender(
             self._client,
-            self._policy.module,
+            self._policy.weights,
             dtype=getattr(torch, config.model.dtype),
             transport=config.transport,
         )
@@ -176,7 +156,6 @@ class Trainer:
             if self._store.is_due(version):
                 self._save_checkpoint(version)
         self._finish_evaluation()
-        broadcast(None, 0)
         if _is_unsaved(version, self._first_version, self._store):
             self._save_checkpoint(version)
         self._policy.save_pretrained(self._spec.run_folder / "model")
@@ -196,7 +175,6 @@ class Trainer:
         self._progress.lap("wait_s")
         rows = self._normaliser.select(batch)
         training_batch = self._normaliser.training_batch(rows, self._reward_penalty(rows))
-        broadcast(training_batch, 0)
         trained = self._policy.train(training_batch)
         if not math.isfinite(trained.gradient_norm):
             raise PrimezeroError(
@@ -213,9 +191,7 @@ class Trainer:
         """Under the KL estimator k1, what comes off each row's reward; every rank scores its part."""
         if not self._policy.penalises_reward:
             return None
-        unnormalised = rows.unnormalised()
-        broadcast(unnormalised, 0)
-        return self._policy.reference_penalty(unnormalised).numpy()
+        return self._policy.reference_penalty(rows.unnormalised()).numpy()
 
     def _sync(self, version: int) -> dict[str, object]:
         assert self._sender is not None

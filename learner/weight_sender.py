@@ -19,6 +19,7 @@ import msgspec
 import torch
 
 from learner.weight_segment import WeightSegment
+from learner.weights import WeightSource as Source
 from shared.errors import WeightSyncError
 from shared.weight_manifest import FORMAT
 
@@ -58,7 +59,7 @@ class WeightSender:
     def __init__(
         self,
         client: WeightSyncClient,
-        module: torch.nn.Module,
+        source: torch.nn.Module | Source,
         *,
         dtype: torch.dtype,
         transport: str = TRANSPORT,
@@ -76,7 +77,7 @@ class WeightSender:
         vllm = _vllm_classes()
         with _as_sync_error("the weight-sync handshake failed"):
             self._engine: Any = WeightTransferTrainerFactory.trainer_init(
-                vllm.init_info(rank=rank), client=client, source=vllm.source(module, dtype)
+                vllm.init_info(rank=rank), client=client, source=vllm.source(source, dtype)
             )
 
     def send(self, version: int) -> SendStats:
@@ -129,16 +130,21 @@ def _vllm_classes() -> SimpleNamespace:
     class ModuleSource(WeightSource):
         """A module's parameters in layer order, tied ones once; cast to the wire dtype by the segment."""
 
-        def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
+        def __init__(self, source: torch.nn.Module | Source, dtype: torch.dtype) -> None:
             self.dtype = dtype
-            self._module = module
+            self._source = source
 
         def metadata(self) -> list[ParamMeta]:
-            return [ParamMeta(name, self.dtype, tuple(p.shape)) for name, p in self._module.named_parameters()]
+            if isinstance(self._source, torch.nn.Module):
+                return [ParamMeta(name, self.dtype, tuple(p.shape)) for name, p in self._source.named_parameters()]
+            return [ParamMeta(name, self.dtype, shape) for name, shape in self._source.shapes.items()]
 
         def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-            for name, parameter in self._module.named_parameters():
-                yield name, parameter.detach()
+            if isinstance(self._source, torch.nn.Module):
+                for name, parameter in self._source.named_parameters():
+                    yield name, parameter.detach()
+            else:
+                yield from self._source
 
     class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
         """Writes the segment and drives the four calls.
