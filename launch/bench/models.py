@@ -91,11 +91,11 @@ def _vocabulary(folder: Path) -> int:
     return int(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False).vocab_size)
 
 
-def _make(folder: Path, shape: Shape, vocabulary: int, dtype: str) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+def shape_config(shape: Shape, vocabulary: int) -> Any:
+    """The configuration of a Qwen2 model of this shape."""
+    from transformers import Qwen2Config
 
-    config: Any = Qwen2Config(
+    return Qwen2Config(
         vocab_size=vocabulary,
         hidden_size=shape.hidden,
         intermediate_size=shape.intermediate,
@@ -107,7 +107,14 @@ def _make(folder: Path, shape: Shape, vocabulary: int, dtype: str) -> None:
         bos_token_id=1,
         eos_token_id=_EOS,
     )
+
+
+def _make(folder: Path, shape: Shape, vocabulary: int, dtype: str) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         # Made in the dtype itself: a 3B model in float32 would not fit where its bfloat16 does.
-        AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).save_pretrained(folder)
+        model = AutoModelForCausalLM.from_config(shape_config(shape, vocabulary), dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
