@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -20,17 +22,24 @@ class PlainCopy:
 
     def seconds(self) -> float:
         """Do it once."""
-        threads = torch.get_num_threads()
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
-        try:
+        with torch_threads(len(os.sched_getaffinity(0))):
             _synchronize(self._sources[0])
             begin = time.monotonic()
             for source, copy in zip(self._sources, self._copies, strict=True):
                 copy.copy_(source)
             _synchronize(self._sources[0])
             return time.monotonic() - begin
-        finally:
-            torch.set_num_threads(threads)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch computes with `count` threads in this process meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _synchronize(tensor: torch.Tensor) -> None:

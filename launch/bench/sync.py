@@ -74,11 +74,13 @@ def bench_sync(settings: SyncSettings, say: Say = lambda _: None) -> Report:
     _check(settings)
     import torch
 
-    from launch.bench.copying import PlainCopy
+    from launch.bench.copying import PlainCopy, torch_threads
 
-    torch.set_num_threads(settings.sender_threads)
     say(f"making the model {settings.model}")
-    with bench_model(settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype) as model:
+    with (
+        torch_threads(settings.sender_threads),
+        bench_model(settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype) as model,
+    ):
         module = model.load(settings.dtype)
         copy = PlainCopy(module, getattr(torch, settings.dtype))
         arms = {mode: _arm(settings, mode, model, module, copy, say) for mode in settings.modes}
