@@ -41,7 +41,7 @@ class Display:
         origin = restart.origin
         start = f"step {origin.version}" if origin.version else "the beginning"
         goes_on = "" if origin.version is None else f" from {start}, lineage {origin.lineage}"
-        when = f" in {restart.delay_s:g} s" if restart.delay_s else ""
+        when = f", in {restart.delay_s:g} s" if restart.delay_s else ""
         self.say(
             f"{restart.reason}; {restart.unit} is started again{goes_on}{when} "
             f"({restart.number} of at most {restart.limit} times in ten minutes)"

@@ -95,8 +95,10 @@ def kill_worker(run: Run) -> None:
 
 
 @pytest.mark.parametrize(("kill", "named"), [(kill_engine, "engine"), (kill_worker, "rollout-0")])
-def test_a_process_that_dies_ends_the_run_with_an_error_that_names_it(start, kill: Callable[[Run], None], named: str):
-    run = start(**{"run.steps": 10_000})
+def test_a_process_that_may_not_be_started_again_ends_the_run_with_an_error_that_names_it(
+    start, kill: Callable[[Run], None], named: str
+):
+    run = start(**{"run.steps": 10_000, "run.max_restarts": 0})
     run.wait_for(r"step +2/")
     kill(run)
     output = run.finish()
