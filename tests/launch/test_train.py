@@ -85,13 +85,11 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
 
 
 def kill_engine(run: Run) -> None:
-    (engine,) = [p for p in run.processes() if "EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline())]
-    engine.kill()
+    run.process_named("EngineCore").kill()
 
 
 def kill_worker(run: Run) -> None:
-    (worker,) = [p for p in run.processes() if "RolloutProcess" in " ".join(p.cmdline())]
-    worker.kill()
+    run.process_named("RolloutProcess").kill()
 
 
 @pytest.mark.parametrize(("kill", "named"), [(kill_engine, "engine"), (kill_worker, "rollout-0")])
