@@ -196,7 +196,7 @@ class WorkerPool:
             for member in members:
                 has = self._workers[member.peer].version if self._is_here(member) else None
                 if has is not None and has > version:
-                    raise WeightSyncError(f"weight version {version} for {member.name}, which has {has}: never backwards")
+                    raise WeightSyncError(f"weight version {version} for {member.name}, which already has {has}")
 
     def prove(self, members: Iterable[Member], version: int) -> None:
         """These have been shown to have the learner's weights of `version`: they may work, or go on."""
@@ -344,10 +344,10 @@ class WorkerPool:
                 raise MessageError(f"a token of version {newest}, which its worker has not been shown to have")
             self._collector.close(closed)
             worker.open.discard(message.id)
-            self._deal()
         elif not self._collector.is_closed(message.id):
             raise MessageError("a closed ticket that its worker was not given")
         self._server.send(worker.member.peer, msg.Ack(message.sequence))
+        self._deal()
 
     def _answered(self, member: Member, reply: msg.Reply) -> None:
         call = self._calls.get(reply.id)

@@ -105,7 +105,7 @@ class StreamServer:
         ticked = time.monotonic()
         try:
             while True:
-                ready = dict(poller.poll(1000 * TICK_S))
+                ready = dict(poller.poll(round(1000 * TICK_S)))
                 if self._wake in ready:
                     os.eventfd_read(self._wake)
                     self._flush()
