@@ -54,7 +54,12 @@ class SendStats:
 
 
 class WeightSender:
-    """Sends the parameters of one module, version by version. Rank 0 sends; on other ranks `send` does nothing."""
+    """Sends the parameters of one module, version by version. Rank 0 sends; on other ranks `send` does nothing.
+
+    point_to_point: whether a send concerns nobody but the client's present members
+    """
+
+    point_to_point = True
 
     def __init__(
         self,
@@ -65,19 +70,27 @@ class WeightSender:
         transport: str = TRANSPORT,
         rank: int = 0,
     ) -> None:
-        """Shake hands with the engines.
-
-        dtype: what the engines compute in; parameters are cast to it. Raises WeightSyncError when the
-        handshake fails, or there is no room in shared memory.
-        """
+        """dtype: what the engines compute in; parameters are cast to it."""
         if transport != TRANSPORT:
             raise WeightSyncError(f"unknown weight transport {transport!r}: only {TRANSPORT!r} is there")
+        self._client = client
+        self._source = source
+        self._dtype = dtype
+        self._rank = rank
+        self._engine: Any = None
+
+    def connect(self) -> None:
+        """Shake hands with the engines; anew when there are others.
+
+        Raises WeightSyncError when the handshake fails, or there is no room in shared memory.
+        """
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         vllm = _vllm_classes()
+        self.close()
         with _as_sync_error("the weight-sync handshake failed"):
-            self._engine: Any = WeightTransferTrainerFactory.trainer_init(
-                vllm.init_info(rank=rank), client=client, source=vllm.source(source, dtype)
+            self._engine = WeightTransferTrainerFactory.trainer_init(
+                vllm.init_info(rank=self._rank), client=self._client, source=vllm.source(self._source, self._dtype)
             )
 
     def send(self, version: int) -> SendStats:
@@ -92,8 +105,9 @@ class WeightSender:
         return self._engine.stats
 
     def close(self) -> None:
-        """Remove the segment. Nothing can be sent afterwards."""
-        self._engine.shutdown()
+        """Remove the segment. Nothing can be sent afterwards, but after another `connect`."""
+        if self._engine is not None:
+            self._engine.shutdown()
 
 
 @contextmanager

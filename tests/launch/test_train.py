@@ -85,18 +85,18 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
 
 
 def kill_engine(run: Run) -> None:
-    (engine,) = [p for p in run.processes() if "EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline())]
-    engine.kill()
+    run.process_named("EngineCore").kill()
 
 
 def kill_worker(run: Run) -> None:
-    (worker,) = [p for p in run.processes() if "RolloutProcess" in " ".join(p.cmdline())]
-    worker.kill()
+    run.process_named("RolloutProcess").kill()
 
 
 @pytest.mark.parametrize(("kill", "named"), [(kill_engine, "engine"), (kill_worker, "rollout-0")])
-def test_a_process_that_dies_ends_the_run_with_an_error_that_names_it(start, kill: Callable[[Run], None], named: str):
-    run = start(**{"run.steps": 10_000})
+def test_a_process_that_may_not_be_started_again_ends_the_run_with_an_error_that_names_it(
+    start, kill: Callable[[Run], None], named: str
+):
+    run = start(**{"run.steps": 10_000, "run.max_restarts": 0})
     run.wait_for(r"step +2/")
     kill(run)
     output = run.finish()
