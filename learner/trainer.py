@@ -149,7 +149,10 @@ class Trainer:
             self._policy.module,
             dtype=getattr(torch, config.model.dtype),
             transport=config.transport,
+            buffer_bytes=config.sync.buffer_mib * 2**20,
+            timeout_s=config.sync.timeout_s,
         )
+        self._sender.connect()
         version = self._first_version
         self._sync(version)
         if self._progress.needs_evaluation(version):

@@ -21,6 +21,7 @@ class StreamWeightSyncClient:
         self._pool = pool
         self._probe = tuple(probe)
         self._timeout_s = timeout_s
+        self.members: Sequence[object] = ()
         self.finished: dict[str, msg.UpdateFinished] = {}
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import psutil
 
 from rollout.engine_processes import kill, with_descendants
 from rollout.sample import Sample, chosen_logprobs, sample_of
-from rollout.weight_transfer import WORKER_EXTENSION
+from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
 from shared.episodes import Float32Array
 from shared.errors import EngineError, PrimezeroError, WeightSyncError
@@ -356,7 +356,7 @@ def _start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_
         enforce_eager=True,
         distributed_executor_backend="uni",
         disable_log_stats=True,
-        weight_transfer_config=WeightTransferConfig(backend=transport),
+        weight_transfer_config=WeightTransferConfig(backend=BACKENDS[transport]),
         worker_extension_cls=WORKER_EXTENSION,
     )
     return AsyncLLM.from_engine_args(arguments)

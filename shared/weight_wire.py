@@ -102,9 +102,7 @@ class IpcBuffer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=1)]
     stride: Annotated[tuple[Size, ...], msgspec.Meta(min_length=1, max_length=1)]
     offset: Size
-    memory_handle: Annotated[
-        bytes, msgspec.Meta(min_length=MEMORY_HANDLE_BYTES, max_length=MEMORY_HANDLE_BYTES)
-    ]
+    memory_handle: Annotated[bytes, msgspec.Meta(min_length=MEMORY_HANDLE_BYTES, max_length=MEMORY_HANDLE_BYTES)]
     storage_nbytes: Size
     storage_offset: Size
     ref_counter_handle: Annotated[str, msgspec.Meta(pattern=r"^/torch_[0-9]{1,20}_[0-9]{1,20}_[0-9]{1,20}\Z")]
@@ -133,9 +131,15 @@ def parse(info: Mapping[str, Any], kind: type[T]) -> T:
     if isinstance(info, dict) and info.get("format", FORMAT) != FORMAT:
         raise WeightSyncError(f"the learner speaks weight format {info['format']}, the engine {FORMAT}")
     try:
-        return msgspec.convert(info, kind)
+        return msgspec.convert(info, kind, builtin_types=(bytes,))
     except msgspec.ValidationError as error:
         raise WeightSyncError(f"the weight update is malformed: {error}") from error
+
+
+def to_plain(message: msgspec.Struct) -> dict[str, Any]:
+    """The fields as numbers, strings, bytes, lists: what `parse` reads, and every encoding carries."""
+    plain: dict[str, Any] = msgspec.to_builtins(message, builtin_types=(bytes,))
+    return plain
 
 
 class _Parameter(Protocol):
@@ -177,7 +181,7 @@ def check_sizes(parameters: Sequence[PackedParameter], capacity: int) -> int:
     """Bytes of a chunk; WeightSyncError unless each parameter's are what its shape says, and all fit `capacity`."""
     for parameter in parameters:
         if parameter.nbytes != nbytes_of(parameter.shape, parameter.dtype):
-            raise WeightSyncError(f"{parameter.name} is said to be {parameter.nbytes} bytes long: its shape says not so")
+            raise WeightSyncError(f"{parameter.name} is not {parameter.nbytes} bytes long in its shape")
     total = sum(parameter.nbytes for parameter in parameters)
     if total > capacity:
         raise WeightSyncError(f"a chunk of {total} bytes of weights does not fit a buffer of {capacity}")

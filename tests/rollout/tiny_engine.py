@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,8 @@ class LoopThread:
 
 class DirectClient:
     """The weight-sync client without a network between."""
+
+    members: Sequence[object] = ("the engine",)
 
     def __init__(self, loop: LoopThread, engine: Engine) -> None:
         self._loop, self._engine = loop, engine
@@ -117,5 +119,7 @@ def text(seed: int, count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(3, VOCABULARY, count)]
 
 
-async def start_engine(folder: Path, dtype: str = "float32") -> Engine:
-    return await Engine.start(folder, dtype=dtype, seed=0, rollout=ROLLOUT, max_model_len=MAX_MODEL_LEN)
+async def start_engine(folder: Path, dtype: str = "float32", transport: str = "shm") -> Engine:
+    return await Engine.start(
+        folder, dtype=dtype, seed=0, rollout=ROLLOUT, max_model_len=MAX_MODEL_LEN, transport=transport
+    )
