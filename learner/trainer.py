@@ -123,7 +123,12 @@ class Trainer:
             self._pool,
             client,
             WeightSender(
-                client, policy.weights, dtype=getattr(torch, config.model.dtype), transport=config.transport
+                client,
+                policy.weights,
+                dtype=getattr(torch, config.model.dtype),
+                transport=config.transport,
+                buffer_bytes=config.sync.buffer_mib * 2**20,
+                timeout_s=config.sync.timeout_s,
             ),
             lambda: policy.score(spec.probe),
             tolerance=config.probe_tolerance,
