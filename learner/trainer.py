@@ -142,9 +142,7 @@ class Trainer:
         self._sync = WeightSync(
             self._pool,
             client,
-            WeightSender(
-                client, policy.module, dtype=getattr(torch, config.model.dtype), transport=config.transport
-            ),
+            WeightSender(client, policy.module, dtype=getattr(torch, config.model.dtype), transport=config.transport),
             lambda: policy.score(spec.probe),
             tolerance=config.probe_tolerance,
             wait_s=config.rollout.start_timeout_s,

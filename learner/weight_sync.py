@@ -93,9 +93,7 @@ class WeightSync:
         """The parity probe of all that have just finished; those pass."""
         ours = self._score()
         differences = [
-            check_parity(
-                ours, finished.probe_logprobs, worker=member.name, version=version, tolerance=self._tolerance
-            )
+            check_parity(ours, finished.probe_logprobs, worker=member.name, version=version, tolerance=self._tolerance)
             for member, finished in self._client.finished.items()
         ]
         self._pool.prove(self._client.finished, version)
