@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from learner.progress import Summary
-from shared.errors import EngineError, PrimezeroError, StreamTimeoutError, WeightSyncError
+from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTimeoutError, WeightSyncError
 
 WINDOW_S = 600.0
 LONGEST_BACKOFF_S = 30.0
@@ -22,7 +22,7 @@ VERDICT_S = 5.0
 LEAVE_S = 10.0
 REASON_CHARACTERS = 300
 # Of the errors meant for a user, those that another start of a rollout worker may well not meet again.
-_PASSING = (EngineError, WeightSyncError, StreamTimeoutError)
+_PASSING = (EngineError, WeightSyncError, StreamTimeoutError, SentAwayError)
 
 
 class ProcessDied(Exception):
@@ -102,9 +102,10 @@ class _Doubt:
 class Supervisor:
     """Starts the units of a run, and again what should not have ended, until there is a summary.
 
-    A rollout worker is started again after its death, a passing error (of the engine, a weight sync, the stream) or
-    an unexpected one; the learner, all ranks as one, after a rank's death. At once the first time, then after 1, 2,
-    4 … 30 s; beyond `max_restarts` within ten minutes the run is given up. Any other error ends it at once.
+    A rollout worker is started again after its death, a passing error (of the engine, a weight sync, the stream; given
+    up by the learner) or an unexpected one; the learner, all ranks as one, after a rank's death. At once the first
+    time, then after 1, 2, 4 … 30 s; beyond `max_restarts` within ten minutes the run is given up. Any other error ends
+    it at once.
     """
 
     def __init__(

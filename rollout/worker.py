@@ -18,7 +18,7 @@ from rollout.selfplay import SelfPlay
 from shared import messages as msg
 from shared.config import Config
 from shared.episodes import Ticket
-from shared.errors import PrimezeroError, WeightSyncError, WorkerFailedError
+from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, WorkerFailedError
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 from shared.transport import StreamClient
 
@@ -143,7 +143,9 @@ class RolloutWorker:
                     log.warning("the learner does not know this worker: beginning anew")
                     await self._begin_anew()
                 case msg.Refused(reason):
-                    raise WorkerFailedError(f"the learner refused this worker or a message of it: {reason}")
+                    if self._lineage is None:
+                        raise WorkerFailedError(f"the learner refused this worker: {reason}")
+                    raise SentAwayError(f"the learner gave this worker up: {reason}")
                 case msg.Bye():
                     return
                 case _ if self._lineage is None:

@@ -30,13 +30,21 @@ from shared.errors import (
     MessageError,
     ModelFolderError,
     PrimezeroError,
+    SentAwayError,
     StreamTimeoutError,
     WeightSyncError,
     WorkerFailedError,
 )
 
 SUMMARY = Summary(0.1, 0.2, 0.3, {}, None, None, 5, 1.0, 10, 100, 6, 0)
-PASSING = [EngineError("e"), WeightSyncError("w"), StreamTimeoutError("s"), ValueError("ours"), ProcessDied()]
+PASSING = [
+    EngineError("e"),
+    WeightSyncError("w"),
+    StreamTimeoutError("s"),
+    SentAwayError("a"),
+    ValueError("ours"),
+    ProcessDied(),
+]
 DELIBERATE = [ConfigError, ModelFolderError, WorkerFailedError, MessageError, CheckpointError, PrimezeroError]
 
 

@@ -13,7 +13,7 @@ from rollout.worker import RolloutWorker, WorkerSpec
 from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import Task, Ticket, TicketId
-from shared.errors import EngineError, WorkerFailedError
+from shared.errors import EngineError, SentAwayError, WorkerFailedError
 
 LINEAGE = 4
 PROBE = (1, 2, 3)
@@ -203,14 +203,15 @@ async def test_a_learner_that_cannot_be_told_does_not_hold_up_the_end(worker, mo
     learner = await welcome(worker)
     learner.send = blocked
     await learner.inbox.put(msg.Refused("no longer"))
-    with pytest.raises(WorkerFailedError, match="no longer"):
+    with pytest.raises(SentAwayError, match="no longer"):
         await asyncio.wait_for(worker.running, 5)
 
 
 async def test_a_worker_that_is_refused_says_why(worker):
     await worker.learner.inbox.put(msg.Refused("another model"))
-    with pytest.raises(WorkerFailedError, match="another model"):
+    with pytest.raises(WorkerFailedError, match="another model") as raised:
         await worker.running
+    assert not isinstance(raised.value, SentAwayError)  # another start would be refused too
 
 
 async def test_the_engine_sleeps_and_wakes_when_told(worker):
