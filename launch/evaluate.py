@@ -135,6 +135,7 @@ async def _evaluate(
         seed=config.run.seed,
         rollout=config.rollout,
         max_model_len=sampling.max_prompt_tokens + sampling.max_response_tokens,
+        sync=config.sync,
         transport=config.transport,
     )
     try:

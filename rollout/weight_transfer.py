@@ -12,6 +12,7 @@ import signal
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
+from rollout import engine_core
 from shared.errors import WeightSyncError
 from shared.processes import signal_at_parents_death
 
@@ -37,6 +38,7 @@ def register() -> None:
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
     WeightTransferEngineFactory.register_engine(TRANSPORT, _engine_class())
+    engine_core.install()
 
 
 class WorkerExtension:

@@ -45,6 +45,7 @@ async def _run(config: Config, spec: WorkerSpec) -> None:
         seed=config.run.seed,
         rollout=config.rollout,
         max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
+        sync=config.sync,
         transport=config.transport,
     )
     client = StreamClient(spec.endpoint, max_message_bytes=config.stream.max_message_mib * 2**20)

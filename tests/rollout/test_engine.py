@@ -106,11 +106,11 @@ def test_what_does_not_fit_is_refused(engine: Engine, loop: LoopThread) -> None:
 @pytest.mark.integration
 def test_late_request_is_aborted(engine: Engine, loop: LoopThread, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "_request_timeout_s", 0.05)
+        patch.setattr(engine._requests.deadlines, "limit_s", 0.05)
         with pytest.raises(EngineError, match="request_timeout_s"):
             loop.run(engine.generate(text(7, 40), n=8, temperature=1.0, max_tokens=400, seed=1, request_id="late"))
     loop.run(engine.check_alive())
-    assert engine._llm.get_num_unfinished_requests() == 0
+    assert engine._link.llm.get_num_unfinished_requests() == 0
 
 
 @pytest.mark.integration
@@ -119,7 +119,7 @@ def test_start_gives_up_in_time_and_leaves_no_process(engine: Engine, loop: Loop
     limits = RolloutConfig(start_timeout_s=3)
     before = psutil.Process().children(recursive=True)
     with pytest.raises(EngineError, match="start_timeout_s"):
-        loop.run(Engine.start(folder, dtype="float32", seed=0, rollout=limits, max_model_len=64))
+        loop.run(start_engine(folder, rollout=limits))
     assert psutil.Process().children(recursive=True) == before
 
 

@@ -25,7 +25,7 @@ from tiny_engine import (
     tiny_model,
 )
 
-import rollout.engine
+import rollout.engine_vllm
 from learner.parity import check_parity
 from learner.weight_sender import WeightSender
 from rollout.sample import Sample
@@ -45,7 +45,7 @@ class Setup:
         self.loop, self.dtype, self.folder = loop, dtype, folder
         self.model = tiny_model(30, getattr(torch, dtype), tied=tied, eos=NEVER_SAMPLED)
         self.engine = loop.run(start_engine(save(self.model, folder / "start"), dtype))
-        self.engine._stop_token_ids = []  # so that every request runs to its full length
+        self.engine._requests.stop_token_ids = []  # so that every request runs to its full length
         self.client = DirectClient(loop, self.engine)
         self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype))
         self.version = 0
@@ -86,7 +86,7 @@ def setup(
 ) -> Iterator[Setup]:
     dtype, tied = request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout.engine, "WORKER_EXTENSION", "missed_head.ForgetfulWorkerExtension")
+        patch.setattr(rollout.engine_vllm, "WORKER_EXTENSION", "missed_head.ForgetfulWorkerExtension")
         setup = Setup(loop, dtype, tmp_path_factory.mktemp("sync"), tied=tied)
     yield setup
     setup.close()
@@ -124,12 +124,12 @@ def fresh_scores(setup: Setup, request: pytest.FixtureRequest) -> Float32Array:
 
 @on("float32", "bfloat16")
 def test_receiver_that_misses_the_tied_head_is_seen(setup: Setup) -> None:
-    setup.loop.run(setup.engine._llm.collective_rpc("plant_missed_head"))
+    setup.loop.run(setup.engine._link.llm.collective_rpc("plant_missed_head"))
     setup.sync(seed=100)
     with pytest.raises(WeightSyncError, match="other weights than the learner at version"):
         setup.check()
     assert setup.engine_error() > 10 * TOLERANCE[setup.dtype]
-    setup.loop.run(setup.engine._llm.collective_rpc("remove_fault"))
+    setup.loop.run(setup.engine._link.llm.collective_rpc("remove_fault"))
     setup.sync(seed=101)
     setup.check()
 
@@ -304,10 +304,10 @@ def test_failed_swap_leaves_the_engine_paused_for_good(setup: Setup, monkeypatch
     async def not_reset() -> bool:
         return False
 
-    monkeypatch.setattr(setup.engine._llm, "reset_prefix_cache", not_reset)
+    monkeypatch.setattr(setup.engine._link.llm, "reset_prefix_cache", not_reset)
     with pytest.raises(WeightSyncError, match="prefix cache"):
         setup.sync(seed=700)
-    assert setup.loop.run(setup.engine._llm.is_paused())
+    assert setup.loop.run(setup.engine._link.llm.is_paused())
     with pytest.raises(EngineError, match="unusable"):
         setup.loop.run(setup.engine.score(PROBE, "paused"))
 

@@ -13,7 +13,7 @@ import torch
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from rollout.engine import Engine, SyncTimings
-from shared.config import RolloutConfig
+from shared.config import RolloutConfig, SyncConfig
 from shared.episodes import Float32Array
 
 T = TypeVar("T")
@@ -117,5 +117,15 @@ def text(seed: int, count: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(3, VOCABULARY, count)]
 
 
-async def start_engine(folder: Path, dtype: str = "float32") -> Engine:
-    return await Engine.start(folder, dtype=dtype, seed=0, rollout=ROLLOUT, max_model_len=MAX_MODEL_LEN)
+async def start_engine(
+    folder: Path, dtype: str = "float32", *, rollout: RolloutConfig = ROLLOUT, sync: SyncConfig | None = None
+) -> Engine:
+    return await Engine.start(
+        folder,
+        dtype=dtype,
+        seed=0,
+        rollout=rollout,
+        max_model_len=MAX_MODEL_LEN,
+        sync=sync or SyncConfig(),
+        transport="shm",
+    )

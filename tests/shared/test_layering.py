@@ -17,7 +17,12 @@ ADAPTERS = {
     "zmq": {"shared/transport.py"},
     "deepspeed": {"learner/policy.py"},
     "ray": {"launch/ray_cluster.py"},
-    "vllm": {"rollout/engine.py", "rollout/weight_transfer.py", "learner/weight_sender.py"},
+    "vllm": {
+        "rollout/engine_vllm.py",
+        "rollout/engine_core.py",
+        "rollout/weight_transfer.py",
+        "learner/weight_sender.py",
+    },
 }
 
 

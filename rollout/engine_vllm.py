@@ -1,0 +1,113 @@
+"""What the engine adapter asks of vLLM: starting it, and the objects that it wants its arguments in.
+
+vLLM is imported by these functions only, so that importing the adapter stays cheap.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from rollout.weight_transfer import WORKER_EXTENSION
+from shared.config import RolloutConfig
+from shared.errors import EngineError
+
+_STEP_TOKENS = 8192
+
+
+def set_environment(rollout: RolloutConfig) -> None:
+    """What vLLM's processes read from the environment; has to be there before vLLM is imported."""
+    if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION", "0") not in ("", "0"):
+        raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: it lets messages carry pickled code; unset it")
+    os.environ.update(
+        # Pinning by vLLM would put several engines on the same cores; affinity is inherited from the launcher.
+        VLLM_CPU_OMP_THREADS_BIND="nobind",
+        OMP_NUM_THREADS=str(rollout.threads),
+        VLLM_CPU_KVCACHE_SPACE=str(rollout.kv_cache_gib),
+        VLLM_ENABLE_V1_MULTIPROCESSING="1",
+        # A forked child would inherit "plugins are loaded", and not die with its parent.
+        VLLM_WORKER_MULTIPROC_METHOD="spawn",
+        VLLM_PLUGINS="primezero",
+        VLLM_ENGINE_READY_TIMEOUT_S=str(max(1, int(rollout.start_timeout_s))),
+        VLLM_NO_USAGE_STATS="1",
+        HF_HUB_OFFLINE="1",
+        # Otherwise memory grows by the size of the model with each sync. Read by the C library of new processes.
+        MALLOC_ARENA_MAX="1",
+        MALLOC_MMAP_MAX_="0",
+        MALLOC_TRIM_THRESHOLD_="16000000000",
+    )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
+
+
+def import_vllm() -> None:
+    import vllm.v1.engine.async_llm  # noqa: F401
+
+
+def on_cpu() -> bool:
+    """Whether vLLM runs on the CPU here."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu()
+
+
+def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str) -> Any:
+    """The running AsyncLLM, with processes of its own."""
+    from vllm.config import WeightTransferConfig
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    arguments = AsyncEngineArgs(
+        model=str(model),
+        dtype=dtype,
+        seed=seed,
+        load_format="safetensors",
+        skip_tokenizer_init=True,
+        trust_remote_code=False,
+        # The model folder's own temperature, top_k and penalties must not be applied behind our back.
+        generation_config="vllm",
+        logprobs_mode="processed_logprobs",
+        max_model_len=max_model_len,
+        max_num_seqs=rollout.max_sequences,
+        # On the CPU vLLM cannot take back the random draw of a seeded request whose prompt is only half
+        # computed ("CPU Generator does not use offset"), so prompts are computed whole.
+        enable_chunked_prefill=not on_cpu(),
+        max_num_batched_tokens=max(_STEP_TOKENS, max_model_len),
+        block_size=rollout.block_size,
+        enable_prefix_caching=True,
+        scheduling_policy="priority",
+        enforce_eager=True,
+        distributed_executor_backend="uni",
+        disable_log_stats=True,
+        weight_transfer_config=WeightTransferConfig(backend=transport),
+        worker_extension_cls=WORKER_EXTENSION,
+        # Its allocator costs, and there is none on the CPU, where sleeping frees the cores alone.
+        enable_sleep_mode=rollout.colocation == "alternate" and not on_cpu(),
+    )
+    return AsyncLLM.from_engine_args(arguments)
+
+
+def sampling_params(**arguments: Any) -> Any:
+    """vLLM's SamplingParams, for one finished output without text. EngineError for values that it refuses."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    try:
+        return SamplingParams(
+            **arguments, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+        )
+    except Exception as error:
+        raise EngineError(f"the engine refuses these sampling parameters: {error}") from error
+
+
+def init_request(init_info: dict[str, Any]) -> Any:
+    from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+    return WeightTransferInitRequest(init_info)
+
+
+def update_request(update_info: dict[str, Any]) -> Any:
+    from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
+
+    return WeightTransferUpdateRequest(update_info)
