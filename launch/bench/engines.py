@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from launch.bench.arrivals import SyncTimes
-from rollout.engine import Engine, SyncTimings
-from shared.config import RolloutConfig
+from rollout.engine import Engine
+from rollout.engine_sync import SyncTimings
+from shared.config import RolloutConfig, SyncConfig
 
 if TYPE_CHECKING:
     import torch
@@ -21,8 +22,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What becomes of running requests, as arguments of `Engine.start`.
-MODES: dict[str, dict[str, Any]] = {"keep": {}}
+# What becomes of running requests.
+MODES = {
+    "keep": SyncConfig(in_flight="keep"),
+    "keep_kv": SyncConfig(in_flight="keep", keep_kv=True),
+    "wait": SyncConfig(in_flight="wait"),
+    "abort": SyncConfig(in_flight="abort"),
+}
 TRANSPORTS = ("shm",)
 _CLOSE_TIMEOUT_S = 60.0
 
@@ -75,7 +81,7 @@ class SyncedEngine:
                     rollout=rollout,
                     max_model_len=max_model_len,
                     transport=transport,
-                    **MODES[mode],
+                    sync=MODES[mode].model_copy(update={"timeout_s": rollout.request_timeout_s}),
                 )
             )
             self._client = _Client(self, self._engine)

@@ -157,6 +157,7 @@ def _round(
             response_tokens=response_tokens,
             vocabulary=vocabulary,
             seed=seed,
+            renewed=mode == "wait",
         )
 
     running = generation(settings.prompt_tokens, settings.response_tokens, seed)

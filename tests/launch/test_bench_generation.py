@@ -1,7 +1,6 @@
 """Requests kept running, on a stream that is no engine."""
 
 import asyncio
-import itertools
 
 import pytest
 
@@ -77,11 +76,38 @@ async def test_a_wait_has_an_end():
     await running.stop()
 
 
-def test_each_generation_has_prompts_of_its_own():
-    def prompts(seed):
-        made = Generation(endless, requests=2, prompt_tokens=8, response_tokens=1, vocabulary=100, seed=seed)
-        return [tuple(prompt) for prompt in made._prompts]
+async def test_prompts_are_never_the_same():
+    seen = []
 
-    chosen = list(itertools.chain(prompts(1), prompts(2)))
-    assert len(set(chosen)) == 4
-    assert all(3 <= token < 100 for prompt in chosen for token in prompt)
+    async def seeing(prompt_ids, max_tokens, seed, request_id):
+        seen.append(tuple(prompt_ids))
+        await asyncio.sleep(0)
+        for _ in range(max_tokens):
+            yield [1]
+
+    for seed in (1, 2):
+        running = Generation(
+            seeing, requests=2, prompt_tokens=8, response_tokens=1, vocabulary=100, seed=seed, renewed=True
+        )
+        await running.start()
+        await running.wait(lambda running=running: running.slowest() >= 3, "running", 10)
+        await running.stop()
+    assert len(set(seen)) == len(seen) >= 12
+    assert all(len(prompt) == 8 and 3 <= token < 100 for prompt in seen for token in prompt)
+
+
+async def test_renewed_requests_are_not_all_done_at_once():
+    asked = []
+
+    async def counting(prompt_ids, max_tokens, seed, request_id):
+        asked.append(max_tokens)
+        for _ in range(max_tokens):
+            await asyncio.sleep(0)
+            yield [1]
+
+    running = Generation(counting, requests=4, prompt_tokens=2, response_tokens=10, vocabulary=9, seed=0, renewed=True)
+    await running.start()
+    await running.wait(lambda: running.slowest() >= 25, "running", 10)
+    await running.stop()
+    assert asked[:4] == [3, 5, 8, 10]
+    assert set(asked[4:]) == {10}

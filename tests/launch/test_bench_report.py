@@ -93,7 +93,7 @@ def test_a_folder_is_taken_as_it_is_with_its_own_vocabulary(tmp_path):
     [
         (["--model", "qwen9"], "neither a folder nor one of the shapes tiny, qwen2.5-0.5b"),
         (["--model", "tiny", "--vocabulary", "3"], "--vocabulary 3 is too small"),
-        (["--modes", "keep,hold"], "--modes hold: there is keep"),
+        (["--modes", "keep,hold"], "--modes hold: there is keep, keep_kv, wait, abort"),
         (["--modes", ""], "--modes is empty"),
         (["--transport", "pigeon"], "--transport pigeon: there is"),
         (["--dtype", "int8"], "--dtype int8: there is bfloat16, float32"),
