@@ -29,7 +29,7 @@ MODES = {
     "wait": SyncConfig(in_flight="wait"),
     "abort": SyncConfig(in_flight="abort"),
 }
-TRANSPORTS = ("shm",)
+TRANSPORTS = ("shm", "ipc", "nccl")
 _CLOSE_TIMEOUT_S = 60.0
 
 
@@ -88,6 +88,7 @@ class SyncedEngine:
             from learner.weight_sender import WeightSender
 
             self._sender = WeightSender(self._client, module, dtype=getattr(torch, dtype), transport=transport)
+            self._sender.connect()
         except BaseException:
             self.close()
             raise
@@ -131,6 +132,8 @@ class SyncedEngine:
 
 class _Client:
     """vLLM's weight-sync client. calls: (begin, end) of each since it was cleared, seconds of time.monotonic()."""
+
+    members = ("the engine",)
 
     def __init__(self, owner: SyncedEngine, engine: Engine) -> None:
         self._owner = owner
