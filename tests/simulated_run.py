@@ -133,7 +133,7 @@ class SimulatedRun:
         step = 0
         while len(self.batches) < batches:
             step += 1
-            assert step < 10_000, "the run does not get on"
+            assert step < 2000, "the run does not get on"
             if not self.workers:
                 self.join(0)
             self.bring_up()

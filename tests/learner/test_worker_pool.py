@@ -152,7 +152,7 @@ def test_a_wait_in_vain_names_why_the_last_worker_left(pools):
     worker = joined(pool, endpoint)
     pool.open_through(0, 9)
     worker.send(msg.Failed("the engine is dead"))
-    with pytest.raises(StreamTimeoutError, match="0 of 6 tickets.*rollout-0: the engine is dead"):
+    with pytest.raises(StreamTimeoutError, match=r"0 of 6 tickets.*rollout-0: the engine is dead"):
         pool.wait_for_batch(0)
     worker.leave()
 
