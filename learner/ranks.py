@@ -148,7 +148,7 @@ class Leader:
             return
         self._channel.send(step)
         if batch is not None:
-            self._channel.send_batch(batch)
+            self._channel.share(batch)
 
     def _announce_if_partitioned(self, step: _Step) -> None:
         if self._policy.partitioned:
@@ -204,13 +204,14 @@ class _Channel:
         step: _Step = self._decoder.decode(data.numpy().tobytes())
         return step
 
-    def send_batch(self, batch: TrainingBatch) -> None:
+    def share(self, batch: TrainingBatch) -> None:
+        """Rank 0's values into the other ranks' tensors."""
         for field in fields(batch):
             self._broadcast(getattr(batch, field.name))
 
     def receive_batch(self, sizes: Train | PenaliseReward) -> TrainingBatch:
         batch = TrainingBatch.empty(sizes.rows, sizes.tokens, sizes.response_tokens)
-        self.send_batch(batch)
+        self.share(batch)
         return batch
 
     def _broadcast(self, tensor: Tensor) -> None:
