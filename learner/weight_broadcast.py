@@ -122,11 +122,11 @@ class BroadcastTransport:
         root = self._root
         if root is None:
             raise WeightSyncError("weight sync: there is no group to broadcast to: connect first")
+        self._check_members()
         update = Update(self._client, version)
         update.write(lambda: check_finite(self._source, self._shapes, self._settings.dtype))
-        self._check_members()
         update.start()
-        self._check_members()
+        self._check_members()  # a client may lose some on the way
         info = to_plain(BroadcastUpdate(FORMAT, version, self._token, packer.chunks))
         stream = torch.cuda.stream(torch.cuda.current_stream()) if packer.buffer.is_cuda else nullcontext()
         self._thread = thread = _Beside(lambda: self._broadcast(root, packer, version, stream))

@@ -123,9 +123,13 @@ class Broadcasts:
 
     def _receive(self, stream: Any) -> Iterator[Batch]:
         group = self._membership.group()
-        with nullcontext() if stream is None else stream:
-            for index, chunk in enumerate(self._update.chunks):
-                yield unpack(self._receive_chunk(group, index, chunk), chunk)
+        try:
+            with nullcontext() if stream is None else stream:
+                for index, chunk in enumerate(self._update.chunks):
+                    yield unpack(self._receive_chunk(group, index, chunk), chunk)
+        except BaseException:
+            self._membership.close()  # so that the learner does not wait for this engine
+            raise
         self._membership.leave()
 
     def _receive_chunk(self, group: Group, index: int, chunk: Chunk) -> torch.Tensor:
