@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,11 +11,12 @@ from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 
+from launch.bench.command import add_bench
 from launch.display import summary_lines
 from launch.tiny_model import TinyModelSettings
 from shared.config_file import known_keys, load_config
 from shared.errors import ConfigError, PrimezeroError
-from shared.metrics import write_json
+from shared.metrics import check_writable, write_json
 
 _EVAL_DESCRIPTION = """\
 Evaluate a model greedily on fixed problems: accuracy with its 95% interval (Wilson; for the mean
@@ -76,7 +76,7 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.temperature is not None and not options.samples:
         raise ConfigError("--temperature is for --samples: greedy decoding has none")
     if options.json is not None:
-        _check_writable(options.json)
+        check_writable(options.json)
     config_file = options.config or run_config(options.folder)
     if config_file is not None and options.config is None:
         print(f"using the configuration of the run, {config_file}", file=sys.stderr)
@@ -95,12 +95,6 @@ def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(table(report))
     if options.json is not None:
         write_json(options.json, asdict(report))
-
-
-def _check_writable(path: Path) -> None:
-    """Before the work whose result goes there."""
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise ConfigError(f"cannot write {path}: name a file in a folder that exists and is yours to write")
 
 
 def _init_model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -182,6 +176,8 @@ def _parser() -> argparse.ArgumentParser:
             help="default %(default)s",
         )
     init_model.set_defaults(command=_init_model)
+
+    add_bench(commands)
 
     config = commands.add_parser("config", help="list every configuration key")
     config.set_defaults(command=_config)

@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a line per step and per evaluation, read from the run folder."""
+"""What a run shows while it runs: a line per step, evaluation and restart; the first two read from the run folder."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.run_folder import RunFolder
+from launch.supervisor import Restart
 from learner.progress import Summary
 from shared.config import Config
 
@@ -33,6 +34,18 @@ class Display:
             self.say(self._step_line(record))
         for record in self._evaluations.new():
             self.say(_evaluation_line(record))
+
+    def restart(self, restart: Restart) -> None:
+        """Print what ended, why, and what it goes on from."""
+        self.refresh()
+        origin = restart.origin
+        start = f"step {origin.version}" if origin.version else "the beginning"
+        goes_on = "" if origin.version is None else f" from {start}, lineage {origin.lineage}"
+        when = f", in {restart.delay_s:g} s" if restart.delay_s else ""
+        self.say(
+            f"{restart.reason}; {restart.unit} is started again{goes_on}{when} "
+            f"({restart.number} of at most {restart.limit} times in ten minutes)"
+        )
 
     def _step_line(self, record: dict[str, Any]) -> str:
         tasks, learner, phases = record["tasks"].values(), record["learner"], record["phases"]

@@ -1,17 +1,22 @@
-"""Ray: starts, places and supervises the run's processes. The only module that imports Ray."""
+"""Ray: starts, places and watches the run's processes. The only module that imports Ray.
+
+Ray could start an actor again by itself, but with the arguments and the environment of the first time, at once, and
+whether or not the old one's engine is gone. So every start is a new actor; launch/supervisor.py says when.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
+import shutil
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-from launch import segments
+from launch import marked_processes, segments
+from launch.supervisor import Ended, ProcessDied
 from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.worker import WorkerSpec
@@ -23,12 +28,15 @@ from shared.errors import PrimezeroError
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Otherwise the raylet has a page of guesses printed here for every process that dies.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 import psutil
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
-SEGMENTS_INTERVAL_S = 2.0
-HELPERS_LEAVE_S = 3.0
+NOTES_INTERVAL_S = 2.0
+LEAVE_S = 3.0
+KILLED_S = 30.0
 START_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 100 * 2**20
 
@@ -67,9 +75,10 @@ class Cluster:
         self._folder = folder
         self._log_folder = log_folder
         self._running: dict[Any, str] = {}
-        self._actors: list[Any] = []
+        self._actors: dict[str, Any] = {}
+        self._trees: dict[str, set[psutil.Process]] = {}
         self._segments: set[Path] = set()
-        self._segments_seen_at = 0.0
+        self._noted_at = 0.0
 
     def __enter__(self) -> Self:
         for attempt in range(1, START_ATTEMPTS + 1):
@@ -106,22 +115,23 @@ class Cluster:
         self._end()
 
     def _end(self) -> None:
-        self._note_segments()
-        processes = psutil.Process().children(recursive=True)
-        for actor in self._actors:
+        self._note()
+        processes = {*psutil.Process().children(recursive=True), *set().union(*self._trees.values())}
+        for actor in self._actors.values():
             ray.kill(actor)
         ray.shutdown()
         # Some of Ray's own helpers would stay for minutes.
-        _, staying = psutil.wait_procs(processes, timeout=HELPERS_LEAVE_S)
-        for process in staying:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(staying, timeout=HELPERS_LEAVE_S)
+        marked_processes.end(processes, leave_s=LEAVE_S, killed_s=LEAVE_S)
         segments.remove(self._segments)
 
     def start_rollout(self, config: Config, spec: WorkerSpec) -> None:
         """Start one rollout worker."""
-        self._start(RolloutProcess, spec.name, _thread_limits(config.rollout.threads), config, spec)
+        sockets = self._folder / spec.name
+        shutil.rmtree(sockets, ignore_errors=True)
+        sockets.mkdir(mode=0o700)
+        # vLLM's processes talk over socket files, which a killed one leaves behind. Shorter paths than Ray's own.
+        env = _thread_limits(config.rollout.threads) | {"VLLM_RPC_BASE_PATH": str(sockets)}
+        self._start(RolloutProcess, spec.name, env, config, spec)
 
     def start_learner(self, config: Config, spec: LearnerSpec) -> None:
         """Start all learner ranks."""
@@ -135,39 +145,67 @@ class Cluster:
         """Names of the processes still at work."""
         return set(self._running.values())
 
-    def poll(self, timeout_s: float) -> dict[str, Summary | None]:
-        """What the processes that ended within the timeout returned, by name.
-
-        Raises the PrimezeroError that ended one of them, or one that names its log.
-        """
-        if time.monotonic() - self._segments_seen_at > SEGMENTS_INTERVAL_S:
-            self._note_segments()
+    def poll(self, timeout_s: float) -> list[Ended]:
+        """How those processes ended that did so within the timeout."""
+        if time.monotonic() - self._noted_at > NOTES_INTERVAL_S:
+            self._note()
+        if not self._running:
+            time.sleep(timeout_s)
+            return []
         ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=timeout_s)
-        results = {}
-        for reference in ready:
-            name = self._running.pop(reference)
-            try:
-                results[name] = ray.get(reference)
-            except RayTaskError as error:
-                if isinstance(error.cause, PrimezeroError):
-                    raise error.cause from None
-                raise PrimezeroError(f"{name} failed: {error.cause!r}; see {self._log_file(name)}") from error
-            except RayActorError as error:
-                raise PrimezeroError(f"the process of {name} died; see {self._log_file(name)}") from error
-        return results
+        return [_ended(self._running.pop(reference), reference) for reference in ready]
 
-    def _note_segments(self) -> None:
-        """Remember the shared memory in use: of a process that is killed, nobody can ask any more."""
-        self._segments |= segments.segments_of_descendants()
-        self._segments_seen_at = time.monotonic()
+    def end(self, names: Collection[str]) -> None:
+        """End these processes and all that they have started, and remove what they leave in shared memory.
+
+        Raises PrimezeroError when one cannot be killed.
+        """
+        self._note()
+        self._running = {reference: name for reference, name in self._running.items() if name not in names}
+        for name in names:
+            if (actor := self._actors.pop(name, None)) is not None:
+                ray.kill(actor)
+        # Two engines, or two learners, must never share the machine.
+        tree = set().union(*(self._trees.pop(name, set()) for name in names))
+        if left := marked_processes.end(tree, leave_s=LEAVE_S, killed_s=KILLED_S):
+            raise PrimezeroError(
+                f"a process of {' and '.join(names)} cannot be killed (pid {', '.join(str(p.pid) for p in left)}), so "
+                "none is started in its place: is a device or a file system stuck?"
+            )
+        leaked = self._segments - segments.used_by(self._note())
+        segments.remove(leaked)
+        self._segments -= leaked
+
+    def _note(self) -> set[psutil.Process]:
+        """Living processes. They and the shared memory they use are remembered: when killed, they cannot be asked."""
+        living: set[psutil.Process] = set()
+        for mark, processes in marked_processes.marked(self._mark("")).items():
+            self._trees.setdefault(mark.removeprefix(self._mark("")), set()).update(processes)
+            living |= processes
+        self._segments |= segments.used_by(living)
+        self._noted_at = time.monotonic()
+        return living
 
     def _start(self, process: type, name: str, env: Mapping[str, str], *arguments: object) -> None:
-        actor = ray.remote(process).options(num_cpus=0, runtime_env={"env_vars": dict(env)}).remote()
-        self._actors.append(actor)
+        env_vars = {**env, marked_processes.VARIABLE: self._mark(name)}
+        actor = ray.remote(process).options(num_cpus=0, runtime_env={"env_vars": env_vars}).remote()
+        self._actors[name] = actor
         self._running[actor.run.remote(*arguments, self._log_file(name))] = name
+
+    def _mark(self, name: str) -> str:
+        return f"{self._folder}/{name}"
 
     def _log_file(self, name: str) -> Path:
         return self._log_folder / f"{name}.log"
+
+
+def _ended(name: str, reference: Any) -> Ended:
+    try:
+        return Ended(name, result=ray.get(reference))
+    except RayTaskError as error:
+        return Ended(name, error=error.cause)
+    except RayError:  # it died, or never came to life; Ray's reasons are a page of guesses
+        return Ended(name, error=ProcessDied())
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

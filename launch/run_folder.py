@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner.checkpoint import CheckpointStore
+import msgspec
+
+from learner.checkpoint import CheckpointStore, TrainerState
+from learner.progress import Summary
 from shared.config import Config
 from shared.config_file import dump_toml, load_config, values_by_key
 from shared.errors import ConfigError
@@ -21,6 +24,7 @@ CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
 STOP_FILE = "STOP"
 LINEAGE_FILE = "lineage"
+RESTARTS_FILE = "restarts.jsonl"
 CHECKPOINTS = "checkpoints"
 # Marks a folder as a run's; locked while that run lives.
 LOCK_FILE = ".primezero-run"
@@ -40,12 +44,26 @@ _FIXED_KEYS = {"run.seed", "sync.every", "sync.transport"}
 class RunFolder:
     """A run's folder, locked for this process.
 
-    resume_from: the checkpoint to go on from, if any; lineage: how often the run has been started before
+    resume_from: the checkpoint to go on from, if any; version: its weight version, else 0
+    lineage: how often the run, or its learner, has been started before
     """
 
     path: Path
     resume_from: Path | None
     lineage: int
+    version: int = 0
+
+    def go_on(self) -> RunFolder:
+        """Where a learner that is started in the place of a dead one goes on from, under the next lineage.
+
+        Raises CheckpointError when every checkpoint is broken.
+        """
+        return _go_on(self.path, _newest(self.path))
+
+    def finished(self) -> Summary | None:
+        """The summary, once the run is complete: it is the last that the learner writes."""
+        summary = self.path / SUMMARY_FILE
+        return msgspec.json.decode(summary.read_bytes(), type=Summary) if summary.exists() else None
 
 
 @contextlib.contextmanager
@@ -73,11 +91,20 @@ def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFold
         folder.mkdir(mode=0o700)
         (folder / LOCK_FILE).touch()
     _lock(opened.enter_context((folder / LOCK_FILE).open()).fileno(), folder)
-    checkpoint = _resume(folder, config)
+    found = _resume(folder, config)
     (folder / STOP_FILE).unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
     replace_file(folder / CONFIG_FILE, dump_toml(config))
-    return RunFolder(folder, checkpoint, _next_lineage(folder / LINEAGE_FILE))
+    return _go_on(folder, found)
+
+
+def _newest(folder: Path) -> tuple[Path, TrainerState] | None:
+    return CheckpointStore(folder / CHECKPOINTS, keep=1).latest(warn=print)
+
+
+def _go_on(folder: Path, found: tuple[Path, TrainerState] | None) -> RunFolder:
+    checkpoint, version = (None, 0) if found is None else (found[0], found[1].version)
+    return RunFolder(folder, checkpoint, _next_lineage(folder / LINEAGE_FILE), version)
 
 
 def _next_lineage(file: Path) -> int:
@@ -104,18 +131,18 @@ def _lock(lock: int, folder: Path) -> None:
         raise ConfigError(f"{folder} belongs to a run that is still going: choose another --run.name") from error
 
 
-def _resume(folder: Path, config: Config) -> Path | None:
+def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
     # Without a configuration no run got as far as that, or replacing one was cut short.
     if config.run.overwrite or not (folder / CONFIG_FILE).exists():
         _empty(folder)
         return None
-    found = CheckpointStore(folder / CHECKPOINTS, keep=config.run.keep_checkpoints).latest(warn=print)
+    found = _newest(folder)
     if found is None:
         raise ConfigError(
             f"{folder} exists, without a checkpoint to resume from: choose another --run.name, or pass "
             "--run.overwrite true to replace it"
         )
-    checkpoint, state = found
+    _, state = found
     _check_same(folder, config)
     summary = folder / SUMMARY_FILE
     if state.version > config.run.steps or (state.version == config.run.steps and summary.exists()):
@@ -124,7 +151,7 @@ def _resume(folder: Path, config: Config) -> Path | None:
             "--run.name, or pass --run.overwrite true to replace it"
         )
     summary.unlink(missing_ok=True)
-    return checkpoint
+    return found
 
 
 def _empty(folder: Path) -> None:

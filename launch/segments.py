@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -14,9 +14,9 @@ _FOLDER = Path("/dev/shm")
 _KINDS = ("psm_*", "sem.mp-*", "primezero-*")
 
 
-def segments_of_descendants() -> set[Path]:
-    """Files of these kinds that a descendant of this process has mapped or open now."""
-    used = {inode for process in psutil.Process().children(recursive=True) for inode in _inodes(process.pid)}
+def used_by(processes: Iterable[psutil.Process]) -> set[Path]:
+    """Files of these kinds that one of the processes has mapped or open now."""
+    used = {inode for process in processes for inode in _inodes(process.pid)}
     found = set()
     for path in (path for kind in _KINDS for path in _FOLDER.glob(kind)):
         with contextlib.suppress(OSError):

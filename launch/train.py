@@ -1,4 +1,4 @@
-"""A training run: check everything, start the processes, watch them, leave nothing behind."""
+"""A training run: check everything, start the processes, keep them going, leave nothing behind."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 import random
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from launch.display import Display
 from launch.lengths import check_context, check_prompts
 from launch.ray_cluster import Cluster
-from launch.run_folder import CHECKPOINTS, STOP_FILE, RunFolder, open_run_folder
+from launch.restart_log import RestartLog
+from launch.run_folder import CHECKPOINTS, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
+from launch.supervisor import Origin, Restart, Supervisor, Unit
 from learner.progress import Summary
 from learner.spec import LearnerSpec, SeedStage
 from rollout.chat import ChatTokenizer
@@ -74,23 +77,59 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
             stop_file=run_folder.path / STOP_FILE,
         )
         display = Display(config, run_folder)
-        with _interrupts(learner.stop_file), Cluster(Path(private), run_folder.path / "logs") as cluster:
-            cluster.start_learner(config, learner)
-            for index in range(config.rollout.workers):
-                cluster.start_rollout(config, WorkerSpec(name=f"rollout-{index}", endpoint=endpoint))
-            return _watch(cluster, display)
+        with (
+            _interrupts(learner.stop_file),
+            Cluster(Path(private), run_folder.path / "logs") as cluster,
+            RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
+        ):
+            return _watch(_supervisor(config, cluster, run_folder, learner, (restarts.write, display.restart)), display)
 
 
-def _watch(cluster: Cluster, display: Display) -> Summary:
-    summary = None
-    while summary is None:
-        summary = cluster.poll(timeout_s=0.5).get("learner-0")
+def _supervisor(
+    config: Config,
+    cluster: Cluster,
+    run_folder: RunFolder,
+    spec: LearnerSpec,
+    told: Sequence[Callable[[Restart], None]],
+) -> Supervisor:
+    def start_learner() -> None:
+        cluster.start_learner(config, spec)
+
+    def learner_goes_on() -> Origin:
+        nonlocal spec
+        found = run_folder.go_on()
+        spec = replace(spec, resume_from=found.resume_from, lineage=found.lineage)
+        return Origin(found.lineage, found.version)
+
+    def worker(name: str) -> Unit:
+        def start() -> None:
+            cluster.start_rollout(config, WorkerSpec(name=name, endpoint=spec.endpoint))
+
+        return Unit(name, [name], start, go_on=lambda: Origin(spec.lineage))
+
+    def tell(restart: Restart) -> None:
+        for listener in told:
+            listener(restart)
+
+    ranks = [f"learner-{rank}" for rank in range(config.learner.ranks)]
+    return Supervisor(
+        cluster,
+        Unit("learner", ranks, start_learner, learner_goes_on),
+        [worker(f"rollout-{index}") for index in range(config.rollout.workers)],
+        max_restarts=config.run.max_restarts,
+        logs=run_folder.path / "logs",
+        finished=run_folder.finished,
+        on_restart=tell,
+    )
+
+
+def _watch(supervisor: Supervisor, display: Display) -> Summary:
+    supervisor.start()
+    while (summary := supervisor.watch(timeout_s=0.5)) is None:
         display.refresh()
+    display.refresh()
     # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
-    for _ in range(int(GOODBYE_S)):
-        if not cluster.running():
-            break
-        cluster.poll(timeout_s=1.0)
+    supervisor.wait_for_goodbyes(GOODBYE_S)
     return summary
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.distributed
 from torch import Tensor
 
+from shared.config import MAX_STALENESS
 from shared.episodes import Episode
 
 
@@ -22,6 +22,8 @@ class TrainingBatch:
     prompt_lengths, response_lengths: int64 [R], tokens; none is 0
     token_ids: int64 [sum of both], row after row, prompt then response
     behaviour_logprobs: float32 [sum of response_lengths], row after row, nats, after temperature
+    staleness: int64 [sum of response_lengths], row after row, versions between the one that sampled the token and the
+        one that is trained, 0 to MAX_STALENESS
     advantages: float32 [R]
     row_weights: float32 [R], the row's weight in the loss and in the denominator
     """
@@ -30,6 +32,7 @@ class TrainingBatch:
     response_lengths: Tensor
     token_ids: Tensor
     behaviour_logprobs: Tensor
+    staleness: Tensor
     advantages: Tensor
     row_weights: Tensor
 
@@ -42,8 +45,10 @@ class TrainingBatch:
         episodes: Sequence[Episode],
         advantages: npt.NDArray[np.floating],
         row_weights: npt.NDArray[np.floating],
+        *,
+        version: int,
     ) -> TrainingBatch:
-        """Row r is `episodes[r]` with `advantages[r]` and `row_weights[r]`."""
+        """Row r is `episodes[r]` with `advantages[r]` and `row_weights[r]`; `version`: the one that trains on them."""
         if not episodes:
             raise ValueError("a training batch needs at least one episode")
         if not len(episodes) == len(advantages) == len(row_weights):
@@ -52,13 +57,30 @@ class TrainingBatch:
             raise ValueError("an episode without prompt or response tokens cannot be trained on")
         tokens = np.concatenate(list(chain.from_iterable((e.prompt_ids, e.response_ids) for e in episodes)))
         logprobs = np.concatenate([e.behaviour_logprobs for e in episodes])
+        staleness = np.concatenate([version - _token_versions(e) for e in episodes])
+        if staleness.min() < 0 or staleness.max() > MAX_STALENESS:
+            raise ValueError(f"tokens of staleness {staleness.min()} to {staleness.max()} cannot be trained on")
         return cls(
             prompt_lengths=torch.tensor([len(e.prompt_ids) for e in episodes]),
             response_lengths=torch.tensor([len(e.response_ids) for e in episodes]),
             token_ids=torch.from_numpy(tokens.astype(np.int64)),
             behaviour_logprobs=torch.from_numpy(logprobs.astype(np.float32)),
+            staleness=torch.from_numpy(staleness),
             advantages=torch.from_numpy(np.array(advantages, np.float32)),
             row_weights=torch.from_numpy(np.array(row_weights, np.float32)),
+        )
+
+    @classmethod
+    def empty(cls, rows: int, tokens: int, response_tokens: int) -> TrainingBatch:
+        """Tensors to receive a batch of these sizes into."""
+        return cls(
+            prompt_lengths=torch.empty(rows, dtype=torch.int64),
+            response_lengths=torch.empty(rows, dtype=torch.int64),
+            token_ids=torch.empty(tokens, dtype=torch.int64),
+            behaviour_logprobs=torch.empty(response_tokens, dtype=torch.float32),
+            staleness=torch.empty(response_tokens, dtype=torch.int64),
+            advantages=torch.empty(rows, dtype=torch.float32),
+            row_weights=torch.empty(rows, dtype=torch.float32),
         )
 
     def mini_batches(self, count: int) -> list[TrainingBatch]:
@@ -80,44 +102,22 @@ class TrainingBatch:
     def _select(self, rows: Sequence[int]) -> TrainingBatch:
         tokens = self.token_ids.split((self.prompt_lengths + self.response_lengths).tolist())
         logprobs = self.behaviour_logprobs.split(self.response_lengths.tolist())
+        staleness = self.staleness.split(self.response_lengths.tolist())
         return TrainingBatch(
             prompt_lengths=self.prompt_lengths[rows],
             response_lengths=self.response_lengths[rows],
             token_ids=torch.cat([tokens[r] for r in rows]),
             behaviour_logprobs=torch.cat([logprobs[r] for r in rows]),
+            staleness=torch.cat([staleness[r] for r in rows]),
             advantages=self.advantages[rows],
             row_weights=self.row_weights[rows],
         )
 
 
-def broadcast(batch: TrainingBatch | None, rank: int, device: torch.device | str | None = None) -> TrainingBatch | None:
-    """Give rank 0's batch to every rank; None, which is sent as zero rows, means stop.
-
-    Every rank calls it; what the others pass is ignored. `device`: where the process group communicates, by default
-    the current GPU for NCCL and otherwise the CPU. The batch itself stays on the CPU.
-    """
-    if device is None:
-        device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
-    sizes = torch.zeros(3, dtype=torch.int64, device=device)
-    if rank == 0 and batch is not None:
-        sizes.copy_(torch.tensor([len(batch), len(batch.token_ids), len(batch.behaviour_logprobs)]))
-    torch.distributed.broadcast(sizes, src=0)
-    rows, tokens, response_tokens = sizes.tolist()
-    if rows == 0:
-        return None
-    received = TrainingBatch(
-        prompt_lengths=torch.empty(rows, dtype=torch.int64),
-        response_lengths=torch.empty(rows, dtype=torch.int64),
-        token_ids=torch.empty(tokens, dtype=torch.int64),
-        behaviour_logprobs=torch.empty(response_tokens, dtype=torch.float32),
-        advantages=torch.empty(rows, dtype=torch.float32),
-        row_weights=torch.empty(rows, dtype=torch.float32),
-    )
-    for field in fields(TrainingBatch):
-        tensor = getattr(batch if rank == 0 else received, field.name).to(device)
-        torch.distributed.broadcast(tensor, src=0)
-        getattr(received, field.name).copy_(tensor)
-    return received
+def _token_versions(episode: Episode) -> npt.NDArray[np.int64]:
+    """The version that sampled each response token, [response tokens]."""
+    versions = np.array([span.version for span in episode.spans], np.int64)
+    return versions.repeat([span.end - span.start for span in episode.spans])
 
 
 def _sort_key(ids: Tensor) -> bytes:

@@ -8,9 +8,12 @@ a batch may be opened.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+
+import msgspec
 
 from learner.problem_buffer import ProblemBuffer
 from learner.repeats import judge_repeats
@@ -26,7 +29,7 @@ class Batch:
     """A released batch.
 
     tickets: closed, in order, repeats judged
-    issued: the same tickets as they were issued
+    issued: the same tickets as they were issued, those that were issued again as they were then
     """
 
     number: int
@@ -41,8 +44,9 @@ class Batch:
 
 @dataclass(slots=True)
 class _OpenBatch:
-    tickets: tuple[Ticket, ...]
+    tickets: list[Ticket]
     closed: dict[int, ClosedTicket] = field(default_factory=dict)
+    reissues: Counter[int] = field(default_factory=Counter)
 
 
 class Collector:
@@ -100,23 +104,40 @@ class Collector:
         tickets: list[Ticket] = []
         while self._next_batch <= min(version + self._selfplay.max_staleness, last_batch):
             issued = self._issue(self._next_batch)
-            self._open[self._next_batch] = _OpenBatch(issued)
+            self._open[self._next_batch] = _OpenBatch(list(issued))
             tickets += issued
             self._next_batch += 1
         return tickets
+
+    def reissue(self, id: TicketId) -> Ticket:
+        """An open ticket again, whole, with a seed that follows from how often that has been done."""
+        batch = self._open[id.batch]
+        if id.index in batch.closed:
+            raise RuntimeError(f"{id} is closed")
+        batch.reissues[id.index] += 1
+        rng = random.Random(f"reissue {self._seed} {id.lineage} {id.batch} {id.index} {batch.reissues[id.index]}")
+        batch.tickets[id.index] = msgspec.structs.replace(batch.tickets[id.index], seed=rng.getrandbits(63))
+        return batch.tickets[id.index]
+
+    def is_closed(self, id: TicketId) -> bool:
+        """Whether this ticket of this lineage has been taken, or was part of a batch that has been released."""
+        if id.lineage != self._lineage or id.batch < 0:
+            return False
+        batch = self._open.get(id.batch)
+        return id.batch < self._released or (batch is not None and id.index in batch.closed)
 
     def close(self, closed: ClosedTicket) -> None:
         """Take a closed ticket. One that was taken before, and perhaps released, is dropped.
 
         Raises MessageError when it does not fit the ticket that was issued.
         """
-        if closed.id.lineage == self._lineage and 0 <= closed.id.batch < self._released:
+        if self.is_closed(closed.id):
             return
         batch = self._open.get(closed.id.batch)
         if closed.id.lineage != self._lineage or batch is None or not 0 <= closed.id.index < len(batch.tickets):
             raise MessageError("a closed ticket that is not open here")
         check_closed(batch.tickets[closed.id.index], closed, self._selfplay, self._limits)
-        batch.closed.setdefault(closed.id.index, closed)
+        batch.closed[closed.id.index] = closed
 
     def is_complete(self, number: int) -> bool:
         """Whether all tickets of an open batch are closed."""
@@ -139,7 +160,7 @@ class Collector:
         for ticket in tickets:
             if ticket.proposed is not None:
                 self._buffer.add(ticket.proposed)
-        return Batch(number, tickets, batch.tickets)
+        return Batch(number, tickets, tuple(batch.tickets))
 
     def _issue(self, batch: int) -> tuple[Ticket, ...]:
         for problems in self._stages.get(batch, {}).values():

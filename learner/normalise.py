@@ -28,10 +28,12 @@ from shared.errors import CheckpointError, PrimezeroError
 class SelectedRows:
     """The R episodes of a batch that train, in ticket order. What is masked is not among them.
 
+    version: the one that trains on them: the batch's number
     cells: the (task, role) that a row is normalised with; groups: its ticket for a solver's row, None for a proposal
     rewards, row_weights: float64 [R]
     """
 
+    version: int
     episodes: Sequence[Episode]
     cells: Sequence[str]
     groups: Sequence[int | None]
@@ -40,7 +42,7 @@ class SelectedRows:
 
     def with_advantages(self, advantages: npt.NDArray[np.floating]) -> TrainingBatch:
         """The rows as tensors; advantages: [R]."""
-        return TrainingBatch.from_episodes(self.episodes, advantages, self.row_weights)
+        return TrainingBatch.from_episodes(self.episodes, advantages, self.row_weights, version=self.version)
 
     def unnormalised(self) -> TrainingBatch:
         """The rows as tensors for what is computed before the advantages, which are 0 here."""
@@ -76,6 +78,7 @@ class Normaliser:
             rewards = permute_within_cells(rewards, cells, seed=[self._config.run.seed, batch.number])
         solver = [e.role is Role.SOLVER for e in episodes]
         return SelectedRows(
+            version=batch.number,
             episodes=episodes,
             cells=cells,
             groups=[index if solves else None for (index, _), solves in zip(kept, solver, strict=True)],

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from shared.config import LearnerConfig, TrustRegionConfig
+from shared.config import MAX_STALENESS, LearnerConfig, TrustRegionConfig
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,6 +27,7 @@ class LossTokens:
     reference_logprobs: of the reference model, nats; None without one
     advantages: of the token's row; token_weights: in the mean (`mean_weights`)
     rows: int64, which row a token is of; a row's tokens are all here
+    staleness: int64, of the token, 0 to MAX_STALENESS
     """
 
     new_logprobs: Tensor
@@ -37,11 +38,12 @@ class LossTokens:
     advantages: Tensor
     token_weights: Tensor
     rows: Tensor
+    staleness: Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossSums:
-    """What the loss did, as sums over response tokens: float64 scalars without gradients.
+    """What the loss did, as sums over response tokens: float64 without gradients, scalars but for the last four.
 
     Parts of a step, and ranks, add up, but for mismatch_max, of which the largest counts.
 
@@ -49,8 +51,10 @@ class LossSums:
     importance_weight, importance_weight_squared: w and w²
     clipped, truncated, masked: tokens where the clip took the gradient away, where w was cut to its cap, where w is 0
         for being outside the band
-    mismatch, mismatch_absolute, mismatch_max: of logp_old − logp_behaviour, nats
     reference_kl: k3 of logp_new − logp_reference, nats; 0 without a reference
+    stale: number of tokens of each staleness, [MAX_STALENESS + 1]
+    mismatch, mismatch_absolute, mismatch_max: of logp_old − logp_behaviour, nats, over the tokens of each staleness,
+        [MAX_STALENESS + 1]
     """
 
     loss: Tensor
@@ -62,16 +66,19 @@ class LossSums:
     clipped: Tensor
     truncated: Tensor
     masked: Tensor
+    reference_kl: Tensor
+    stale: Tensor
     mismatch: Tensor
     mismatch_absolute: Tensor
     mismatch_max: Tensor
-    reference_kl: Tensor
 
     @classmethod
     def combine(cls, parts: Sequence[LossSums]) -> LossSums:
         """The sums over all parts."""
         table = {field.name: torch.stack([getattr(part, field.name) for part in parts]) for field in fields(cls)}
-        return cls(**{name: column.max() if name == "mismatch_max" else column.sum() for name, column in table.items()})
+        return cls(
+            **{name: column.amax(0) if name == "mismatch_max" else column.sum(0) for name, column in table.items()}
+        )
 
 
 def policy_loss(tokens: LossTokens, config: LearnerConfig, entropy_coefficient: float) -> tuple[Tensor, LossSums]:
@@ -107,10 +114,11 @@ def policy_loss(tokens: LossTokens, config: LearnerConfig, entropy_coefficient: 
         clipped=_total(clipped_ratio * tokens.advantages < ratio * tokens.advantages),
         truncated=_total(importance.truncated),
         masked=_total(importance.masked),
-        mismatch=_total(mismatch),
-        mismatch_absolute=_total(mismatch.abs()),
-        mismatch_max=mismatch.abs().amax().double() if len(mismatch) else mismatch.new_zeros((), dtype=torch.float64),
         reference_kl=_total(reference_kl),
+        stale=_totals(torch.ones_like(mismatch), tokens.staleness),
+        mismatch=_totals(mismatch, tokens.staleness),
+        mismatch_absolute=_totals(mismatch.abs(), tokens.staleness),
+        mismatch_max=_no_totals(mismatch).scatter_reduce_(0, tokens.staleness, mismatch.abs().double(), "amax"),
     )
 
 
@@ -197,3 +205,12 @@ def _row_means(values: Tensor, rows: Tensor) -> Tensor:
 
 def _total(values: Tensor) -> Tensor:
     return values.detach().double().sum()
+
+
+def _totals(values: Tensor, staleness: Tensor) -> Tensor:
+    """Over the tokens of each staleness, [MAX_STALENESS + 1]; unlike bincount this leaves a GPU its asynchrony."""
+    return _no_totals(values).index_add_(0, staleness, values.double())
+
+
+def _no_totals(like: Tensor) -> Tensor:
+    return like.new_zeros(MAX_STALENESS + 1, dtype=torch.float64)

@@ -25,6 +25,7 @@ class MicroBatch:
     source: int64 [N], which of the P predictions a row's response token is: equal rows share theirs
     rows: int64 [N], the batch's row that a response token is of; a row's tokens are all in one micro-batch
     behaviour_logprobs, advantages, token_weights: float32 [N], what the loss needs of each row's token
+    staleness: int64 [N], of each row's token
     """
 
     token_ids: Tensor
@@ -37,6 +38,7 @@ class MicroBatch:
     behaviour_logprobs: Tensor
     advantages: Tensor
     token_weights: Tensor
+    staleness: Tensor
 
     def to(self, device: torch.device | str) -> MicroBatch:
         """The micro-batch on a device."""
@@ -132,6 +134,7 @@ class _RowTokens:
     behaviour_logprobs: Sequence[Tensor]
     advantages: Sequence[Tensor]
     weights: Sequence[Tensor]
+    staleness: Sequence[Tensor]
 
     @classmethod
     def of(cls, batch: TrainingBatch, averaging: Literal["token", "sequence"]) -> _RowTokens:
@@ -140,6 +143,7 @@ class _RowTokens:
             behaviour_logprobs=batch.behaviour_logprobs.split(lengths),
             advantages=batch.advantages.repeat_interleave(batch.response_lengths).split(lengths),
             weights=mean_weights(batch.response_lengths, batch.row_weights, averaging).split(lengths),
+            staleness=batch.staleness.split(lengths),
         )
 
 
@@ -156,7 +160,7 @@ def _micro_batch(sequences: Sequence[DistinctSequence], row_tokens: _RowTokens) 
         predictions += len(s.response)
 
     def of_rows(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([torch.empty(0), *(values[row] for s in sequences for row in s.rows)])
+        return torch.cat([values[0][:0], *(values[row] for s in sequences for row in s.rows)])
 
     return MicroBatch(
         token_ids=torch.cat([part for s in sequences for part in (s.prompt, s.response)])[None],
@@ -169,4 +173,5 @@ def _micro_batch(sequences: Sequence[DistinctSequence], row_tokens: _RowTokens) 
         behaviour_logprobs=of_rows(row_tokens.behaviour_logprobs),
         advantages=of_rows(row_tokens.advantages),
         token_weights=of_rows(row_tokens.weights),
+        staleness=of_rows(row_tokens.staleness),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -26,6 +26,7 @@ from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
 from learner.reference import ReferenceModel
 from learner.train_metrics import TrainMetrics
+from learner.weights import WeightSource
 from shared.config import LearnerConfig
 from shared.errors import CheckpointError
 
@@ -37,6 +38,10 @@ import deepspeed.ops
 
 # DeepSpeed's default, 5e8 elements, costs about 1 GB for each of two buckets.
 BUCKET_ELEMENTS = 50_000_000
+# Under ZeRO-3 a smaller parameter stays whole on every rank: gathering biases and norms costs more than they do.
+PERSISTENT_ELEMENTS = 100_000
+# Between batches the other ranks wait for rank 0 as long as a batch takes; the launcher tells when it dies.
+LONGEST_WAIT = timedelta(days=7)
 
 
 class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,9 +51,9 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Policy:
     """The weights, their optimizer, and the TRR++ update; a reference model beside them where there is a KL term.
 
-    Every rank makes one and calls `train` with the same batches. RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
-    MASTER_PORT must be set. Raises ModelFolderError when the model folder is missing, incomplete or not a
-    safetensors model, and ConfigError when the settings do not go together.
+    Every rank makes one; what one is asked for, all are asked for, with the same arguments (`learner/ranks.py`). RANK,
+    WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set. Raises ModelFolderError when the model folder is
+    missing, incomplete or not a safetensors model.
     """
 
     def __init__(
@@ -66,7 +71,7 @@ class Policy:
         self._last_entropy: float | None = None
         self._rank, self._world_size = rank, world_size
         self._device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        model = PackedCausalLM(load_model(model_folder, dtype), config.logit_chunk_tokens).to(self._device)
+        model = PackedCausalLM(load_model(model_folder, dtype), config.logit_chunk_tokens)
         self._reference: ReferenceModel | None = None
         if config.kl_coefficient > 0:
             self._reference = ReferenceModel(
@@ -77,6 +82,10 @@ class Policy:
                 device=self._device,
             )
         _init_distributed(rank, world_size)
+        settings = _deepspeed_config(config, dtype)
+        if self.partitioned:
+            _partition(model, settings)
+        model.to(self._device)
         optimizer = torch.optim.AdamW(
             model.parameters(), lr=config.lr, betas=config.betas, eps=1e-8, weight_decay=config.weight_decay
         )
@@ -86,13 +95,34 @@ class Policy:
                 model=model,
                 optimizer=optimizer,
                 lr_scheduler=partial(torch.optim.lr_scheduler.LambdaLR, lr_lambda=_WarmUp(config.warmup_steps)),
-                config=_deepspeed_config(config, dtype),
+                config=settings,
             )
+        if self.partitioned:
+            # The head's weight is used outside the head's own forward, whose hooks would gather it.
+            deepspeed.zero.register_external_parameter(model, model.causal_lm.get_output_embeddings().weight)
 
     @property
-    def module(self) -> torch.nn.Module:
-        """The Hugging Face model itself; its parameters are whole on every rank."""
-        return self._engine.module.causal_lm
+    def partitioned(self) -> bool:
+        """Whether a rank holds but a part of each parameter (ZeRO-3), so that every pass takes all ranks."""
+        return self._config.zero_stage == 3
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of every parameter by its name in the model folder, in layer order, tied ones once."""
+        parameters = self._engine.module.causal_lm.named_parameters()
+        return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in parameters}
+
+    @property
+    def weights(self) -> WeightSource:
+        """All parameters, one at a time."""
+        return WeightSource(self.shapes, self.whole)
+
+    @contextlib.contextmanager
+    def whole(self, name: str) -> Iterator[Tensor]:
+        """One parameter, detached, on the policy's device; whole as long as the context lasts."""
+        parameter = self._engine.module.causal_lm.get_parameter(name)
+        with deepspeed.zero.GatheredParameters([parameter], enabled=self.partitioned):
+            yield parameter.detach()
 
     @property
     def vocabulary(self) -> int:
@@ -107,13 +137,14 @@ class Policy:
     def reference_penalty(self, batch: TrainingBatch) -> Tensor:
         """β · Σ over the response of (logp_old − logp_reference), for each row: float32 [R] on the CPU.
 
-        Every rank calls it with the same batch before the update, scores its part, and gets the whole.
+        To be called before the update. A rank scores its part, and gets the whole.
         """
         assert self.penalises_reward
         penalty_R = torch.zeros(len(batch), dtype=torch.float64, device=self._device)
         for micro_batch in self._own_micro_batches(self._plan(batch)):
             log_ratio = self._frozen_logprobs(micro_batch) - self._reference_logprobs(micro_batch)
             penalty_R.index_add_(0, micro_batch.rows, log_ratio[micro_batch.source].double())
+        self._let_go()
         torch.distributed.all_reduce(penalty_R)
         return (self._config.kl_coefficient * penalty_R).float().cpu()
 
@@ -151,17 +182,18 @@ class Policy:
             logprobs, _ = self._engine.module(
                 ids[None], positions[None], PackedLayout.of([len(ids)]), positions[:-1], ids[1:], temperature=1.0
             )
+        self._let_go()
         return logprobs.cpu().numpy()
 
     def save(self, folder: Path) -> None:
-        """Write what `load` goes on from into `folder`, which rank 0 has made; every rank writes its part."""
+        """Write what `load` goes on from into `folder`, which must exist; a rank writes its part."""
         torch.distributed.barrier()
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
         torch.distributed.barrier()
 
     def load(self, folder: Path, state: object) -> None:
-        """Go on from what as many ranks saved in `folder`, and from `state`; every rank calls it.
+        """Go on from what as many ranks saved in `folder`, and from `state`.
 
         Raises CheckpointError when they are not of this policy.
         """
@@ -179,8 +211,12 @@ class Policy:
 
     def save_pretrained(self, folder: Path) -> None:
         """Write a Hugging Face folder with safetensors weights in the model's dtype; rank 0 writes."""
+        weights = None
+        if self.partitioned:
+            # Rank 0 collects them in the host's memory; the others only take part.
+            weights = {name: tensor.to("cpu", copy=True) if self._rank == 0 else None for name, tensor in self.weights}
         if self._rank == 0:
-            self._engine.module.causal_lm.save_pretrained(folder)
+            self._engine.module.causal_lm.save_pretrained(folder, state_dict=weights)
 
     def _plan(self, batch: TrainingBatch) -> StepPlan:
         config = self._config
@@ -216,6 +252,7 @@ class Policy:
             advantages=micro_batch.advantages,
             token_weights=micro_batch.token_weights,
             rows=micro_batch.rows,
+            staleness=micro_batch.staleness,
         )
         return policy_loss(tokens, self._config, self._entropy_coefficient())
 
@@ -226,6 +263,11 @@ class Policy:
     @torch.no_grad()
     def _frozen_logprobs(self, micro_batch: MicroBatch) -> Tensor:
         return packed_logprobs(self._engine.module, micro_batch, self._temperature)[0]
+
+    def _let_go(self) -> None:
+        """ZeRO-3 keeps at hand what the backward pass would want; after forward passes alone there is none."""
+        if self.partitioned:
+            self._engine.optimizer.empty_partition_cache()
 
     def _reference_logprobs(self, micro_batch: MicroBatch) -> Tensor:
         assert self._reference is not None
@@ -242,11 +284,13 @@ class Policy:
         return float(self._engine.get_global_grad_norm() if norm is None else norm)
 
     def _over_ranks(self, sums: LossSums) -> LossSums:
-        names = [field.name for field in fields(sums) if field.name != "mismatch_max"]
-        added = torch.stack([getattr(sums, name) for name in names])
-        torch.distributed.all_reduce(added)
+        own = {field.name: getattr(sums, field.name) for field in fields(sums) if field.name != "mismatch_max"}
+        flat = torch.cat([value.flatten() for value in own.values()])
+        torch.distributed.all_reduce(flat)
         torch.distributed.all_reduce(sums.mismatch_max, torch.distributed.ReduceOp.MAX)
-        return LossSums(**dict(zip(names, added, strict=True)), mismatch_max=sums.mismatch_max)
+        parts = flat.split([value.numel() for value in own.values()])
+        added = {name: part.view_as(own[name]) for name, part in zip(own, parts, strict=True)}
+        return LossSums(**added, mismatch_max=sums.mismatch_max)
 
 
 class _WarmUp:
@@ -262,10 +306,15 @@ class _WarmUp:
 def _init_distributed(rank: int, world_size: int) -> None:
     # Its shared-memory collectives are compiled at the first start; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Between batches the other ranks wait for rank 0 as long as a batch takes; Ray tells when it dies.
     deepspeed.init_distributed(
-        rank=rank, world_size=world_size, auto_mpi_discovery=False, verbose=False, timeout=timedelta(days=7)
+        rank=rank, world_size=world_size, auto_mpi_discovery=False, verbose=False, timeout=LONGEST_WAIT
     )
+
+
+def _partition(model: torch.nn.Module, settings: dict[str, object]) -> None:
+    """Leave each rank its part of every parameter; no more than one whole parameter is on the GPU meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        deepspeed.zero.Init(module=model, config_dict_or_path=settings)
 
 
 def _deepspeed_config(config: LearnerConfig, dtype: str) -> dict[str, object]:
@@ -277,6 +326,8 @@ def _deepspeed_config(config: LearnerConfig, dtype: str) -> dict[str, object]:
             "stage": config.zero_stage,
             "reduce_bucket_size": BUCKET_ELEMENTS,
             "allgather_bucket_size": BUCKET_ELEMENTS,
+            "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
+            "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
         },
         "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 from shared.config import SelfPlayConfig
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Ticket, Verdict
@@ -46,6 +47,8 @@ def check_closed(ticket: Ticket, closed: ClosedTicket, selfplay: SelfPlayConfig,
         for span in episode.spans:
             if not ticket.min_version <= span.version <= ticket.id.batch:
                 raise MessageError(f"a token of version {span.version} in a ticket of batch {ticket.id.batch}")
+        if any(later.version < earlier.version for earlier, later in pairwise(episode.spans)):
+            raise MessageError("an episode whose weight versions go backwards")
 
 
 def _check_proposal(ticket: Ticket, closed: ClosedTicket) -> None:

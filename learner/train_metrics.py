@@ -13,6 +13,19 @@ from learner.packing import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
+class Mismatch:
+    """Sampler against learner over the tokens of one staleness, nats.
+
+    mean, max: |logp_learner − logp_behaviour|; kl: mean of logp_behaviour − logp_learner
+    """
+
+    tokens: int
+    mean: float
+    max: float
+    kl: float
+
+
+@dataclass(frozen=True, slots=True)
 class TrainMetrics:
     """What one call of `Policy.train` did: the same on every rank.
 
@@ -28,6 +41,7 @@ class TrainMetrics:
     effective_sample_size: (Σw)² / (N · Σw²), a share of the tokens; 0 where every w is 0
     mismatch_mean, mismatch_max: |logp_learner − logp_behaviour|, nats
     mismatch_kl: mean of logp_behaviour − logp_learner, nats
+    mismatch_by_staleness: the same by how many versions lie between sampler and learner; of those that occur
     reference_kl: KL(policy ‖ reference) a token, by the estimator k3, nats; None without a reference model
     tokens, forward_tokens: response tokens trained on; tokens that went through the policy, the extra pass for old
         log-probabilities included
@@ -49,6 +63,7 @@ class TrainMetrics:
     mismatch_mean: float
     mismatch_max: float
     mismatch_kl: float
+    mismatch_by_staleness: dict[int, Mismatch]
     reference_kl: float | None
     tokens: int
     forward_tokens: int
@@ -83,9 +98,10 @@ class TrainMetrics:
             importance_truncated_share=float(sums.truncated / tokens),
             importance_masked_share=float(sums.masked / tokens),
             effective_sample_size=float(sums.importance_weight**2 / weight_squares) if weight_squares else 0.0,
-            mismatch_mean=float(sums.mismatch_absolute / tokens),
-            mismatch_max=float(sums.mismatch_max),
-            mismatch_kl=float(-sums.mismatch / tokens),
+            mismatch_mean=float(sums.mismatch_absolute.sum() / tokens),
+            mismatch_max=float(sums.mismatch_max.max()),
+            mismatch_kl=float(-sums.mismatch.sum() / tokens),
+            mismatch_by_staleness=_by_staleness(sums),
             reference_kl=float(sums.reference_kl / tokens) if has_reference else None,
             tokens=int(tokens),
             forward_tokens=sum(plan.forward_tokens for plan in plans) * (2 if len(plans) > 1 else 1),
@@ -94,3 +110,12 @@ class TrainMetrics:
             largest_advantage=float(batch.advantages.abs().max()),
             optimizer_steps=len(plans),
         )
+
+
+def _by_staleness(sums: LossSums) -> dict[int, Mismatch]:
+    columns = (x.tolist() for x in (sums.stale, sums.mismatch_absolute, sums.mismatch_max, sums.mismatch))
+    return {
+        staleness: Mismatch(tokens=int(tokens), mean=absolute / tokens, max=largest, kl=-total / tokens)
+        for staleness, (tokens, absolute, largest, total) in enumerate(zip(*columns, strict=True))
+        if tokens
+    }

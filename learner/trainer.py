@@ -11,19 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from learner.batch import broadcast
 from learner.batch_metrics import batch_metrics
 from learner.checkpoint import POLICY, CheckpointStore, TrainerState, read_state
 from learner.collector import Collector
+from learner.evaluations import Evaluations
+from learner.members import Member
 from learner.normalise import Normaliser, SelectedRows
-from learner.parity import check_parity
 from learner.policy import Policy
 from learner.problem_buffer import ProblemBuffer
 from learner.progress import Progress, Summary
+from learner.ranks import Leader, follow
 from learner.spec import LearnerSpec
 from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import WeightSender
+from learner.weight_sync import WeightSync
 from learner.worker_pool import Identity, WorkerPool
 from shared import messages as msg
 from shared.config import Config
@@ -49,40 +51,20 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         resumed = read_state(spec.resume_from)
         policy.load(spec.resume_from / POLICY, resumed.policy)
     if rank > 0:
-        _follow(policy, rank, store, first_version=0 if resumed is None else resumed.version)
+        follow(policy)
         return None
-    trainer = Trainer(config, spec, policy, store, resumed)
+    leader = Leader(policy)
+    trainer = Trainer(config, spec, leader, store, resumed)
     try:
-        return trainer.run()
+        summary = trainer.run()
+        leader.stop()
+        return summary
     finally:
         trainer.close()
 
 
-def _follow(policy: Policy, rank: int, store: CheckpointStore, first_version: int) -> None:
-    """The other ranks: every collective step of rank 0, in its order."""
-    version = first_version
-    while _follow_update(policy, rank):
-        version += 1
-        if store.is_due(version):
-            policy.save(store.partial(version) / POLICY)
-    if _is_unsaved(version, first_version, store):
-        policy.save(store.partial(version) / POLICY)
-
-
-def _follow_update(policy: Policy, rank: int) -> bool:
-    """Rank 0's next update, or False where it says that there is none."""
-    batch = broadcast(None, rank)
-    if batch is not None and policy.penalises_reward:
-        policy.reference_penalty(batch)
-        batch = broadcast(None, rank)
-    if batch is None:
-        return False
-    policy.train(batch)
-    return True
-
-
 def _is_unsaved(version: int, first_version: int, store: CheckpointStore) -> bool:
-    """Whether a run that ends at `version` has yet to save it; every rank must find the same."""
+    """Whether a run that ends at `version` has yet to save it."""
     saved_before = version == first_version > 0
     return not (saved_before or store.is_due(version))
 
@@ -99,7 +81,7 @@ class Trainer:
     """Rank 0: owns the worker pool, the collector, the versions and the run's records."""
 
     def __init__(
-        self, config: Config, spec: LearnerSpec, policy: Policy, store: CheckpointStore, resumed: TrainerState | None
+        self, config: Config, spec: LearnerSpec, policy: Leader, store: CheckpointStore, resumed: TrainerState | None
     ) -> None:
         self._config = config
         self._spec = spec
@@ -136,67 +118,80 @@ class Trainer:
             first_batch=self._first_version,
         )
         self._pool = WorkerPool(spec.endpoint, config, self._identity, collector)
-        self._client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
-        self._sender: WeightSender | None = None
-        self._evaluating: int | None = None
+        client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
+        self._sync = WeightSync(
+            self._pool,
+            client,
+            WeightSender(
+                client,
+                policy.weights,
+                dtype=getattr(torch, config.model.dtype),
+                transport=config.transport,
+                buffer_bytes=config.sync.buffer_mib * 2**20,
+                timeout_s=config.sync.timeout_s,
+            ),
+            lambda: policy.score(spec.probe),
+            tolerance=config.probe_tolerance,
+            wait_s=config.rollout.start_timeout_s,
+        )
+        self._evaluations = Evaluations(self._pool, self._progress.evaluated, config.rollout.evaluation_timeout_s)
+        self._asleep: list[Member] = []
+        self._version = self._first_version
 
     def run(self) -> Summary:
         """Train `run.steps` batches, or until the time limit or the stop file; export; summarise."""
         config, last = self._config, self._config.run.steps - 1
         self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
-        self._sender = WeightSender(
-            self._client,
-            self._policy.module,
-            dtype=getattr(torch, config.model.dtype),
-            transport=config.transport,
-        )
-        version = self._first_version
-        self._sync(version)
+        version = self._version
+        self._sync_everyone()
         if self._progress.needs_evaluation(version):
-            self._start_evaluation(version)
+            self._evaluations.start(version)
             self._finish_evaluation()
+        self._pool.turnover()  # who was there from the beginning has not joined
         self._progress.start_clock()
         self._pool.open_through(version, last)
         final = version == config.run.steps or self._must_stop()
         while not final:
             record = self._train_batch(version)
             self._progress.lap("train_s")
-            version += 1
+            self._version = version = version + 1
             final = version == config.run.steps or self._must_stop()
             if final or version % config.sync.every == 0:
                 self._finish_evaluation()
                 self._progress.lap("evaluation_wait_s")
-                record |= self._sync(version)
+                record |= self._sync_everyone()
                 self._progress.lap("sync_s")
                 if not final:
                     self._pool.open_through(version, last)
-                if final or version % config.run.evaluate_every == 0:
-                    self._start_evaluation(version)
-            self._progress.step(version, record)
+                if final or self._evaluations.owed or version % config.run.evaluate_every == 0:
+                    self._evaluations.start(version)
+            else:
+                self._wake()
+            self._progress.step(version, record | {"workers": asdict(self._pool.turnover())})
             if self._store.is_due(version):
                 self._save_checkpoint(version)
         self._finish_evaluation()
-        broadcast(None, 0)
         if _is_unsaved(version, self._first_version, self._store):
             self._save_checkpoint(version)
         self._policy.save_pretrained(self._spec.run_folder / "model")
         copy_tokenizer(config.model.path, self._spec.run_folder / "model")
-        return self._progress.summarise(version)
+        summary = self._progress.summarise(version)
+        self._pool.send_home()
+        return summary
 
     def close(self) -> None:
-        """Send the workers home; on every way out."""
+        """Release everything, on every way out. The workers of a run that has not ended wait for the next learner."""
         with contextlib.ExitStack() as closing:
             closing.callback(self._progress.close)
-            if self._sender is not None:
-                closing.callback(self._sender.close)
+            closing.callback(self._sync.close)
             closing.callback(self._pool.close)
 
     def _train_batch(self, number: int) -> dict[str, object]:
-        batch = self._pool.wait_for_batch(number)
+        batch = self._pool.wait_for_batch(number, self._attend)
         self._progress.lap("wait_s")
+        self._put_to_sleep()
         rows = self._normaliser.select(batch)
         training_batch = self._normaliser.training_batch(rows, self._reward_penalty(rows))
-        broadcast(training_batch, 0)
         trained = self._policy.train(training_batch)
         if not math.isfinite(trained.gradient_norm):
             raise PrimezeroError(
@@ -213,28 +208,39 @@ class Trainer:
         """Under the KL estimator k1, what comes off each row's reward; every rank scores its part."""
         if not self._policy.penalises_reward:
             return None
-        unnormalised = rows.unnormalised()
-        broadcast(unnormalised, 0)
-        return self._policy.reference_penalty(unnormalised).numpy()
+        return self._policy.reference_penalty(rows.unnormalised()).numpy()
 
-    def _sync(self, version: int) -> dict[str, object]:
-        assert self._sender is not None
-        stats = self._sender.send(version)
-        ours = self._policy.score(self._spec.probe)
-        differences = [
-            check_parity(
-                ours,
-                finished.probe_logprobs,
-                worker=worker,
-                version=version,
-                tolerance=self._config.probe_tolerance,
-            )
-            for worker, finished in self._client.finished.items()
-        ]
-        self._pool.tell(msg.ProbePassed(version))
-        pause = max(finished.pause_s for finished in self._client.finished.values())
+    def _sync_everyone(self) -> dict[str, object]:
+        record = self._sync.everyone(self._version)
+        self._asleep = []
         self._progress.synced()
-        return {"sync": {**asdict(stats), "pause_s": pause, "probe_difference": max(differences)}}
+        return {"sync": record}
+
+    def _attend(self) -> None:
+        """A worker has come or left while the learner waits: bring it up, or have another do its evaluation."""
+        self._evaluations.attend(self._version)
+        self._bring_newcomers_up()
+        self._evaluations.attend(self._version)
+
+    def _bring_newcomers_up(self) -> None:
+        # New weights would spoil an evaluation of older ones that is under way on a worker that takes part.
+        spoils = self._sync.disturbs_others and self._evaluations.version not in (None, self._version)
+        if not spoils:
+            self._sync.newcomers(self._version)
+
+    def _put_to_sleep(self) -> None:
+        """Where engines and learner take turns on one device, it is the learner's from here on."""
+        if self._config.rollout.colocation == "alternate":
+            self._finish_evaluation()
+            self._progress.lap("evaluation_wait_s")
+            requests = dict.fromkeys(self._pool.ready(), msg.Sleep())
+            self._asleep = list(self._pool.call(requests, self._config.sync.timeout_s))
+            self._progress.lap("sleep_s")
+
+    def _wake(self) -> None:
+        """The engines' turn again, where no sync has woken them."""
+        self._pool.call(dict.fromkeys(self._asleep, msg.Wake()), self._config.sync.timeout_s)
+        self._asleep = []
 
     def _save_checkpoint(self, version: int) -> None:
         state = TrainerState(
@@ -255,21 +261,9 @@ class Trainer:
             ) from error
         self._progress.lap("checkpoint_s")
 
-    def _start_evaluation(self, version: int) -> None:
-        self._evaluating = self._pool.start_call(msg.Evaluate(version), [self._pool.first_worker()])
-
     def _finish_evaluation(self) -> None:
         """An evaluation belongs to one version: the next weight update waits for it here."""
-        if self._evaluating is None:
-            return
-        limit_s = self._config.rollout.evaluation_timeout_s
-        (result,) = self._pool.finish_call(
-            self._evaluating, limit_s, what="an evaluation (rollout.evaluation_timeout_s)"
-        ).values()
-        self._evaluating = None
-        if not isinstance(result, msg.Evaluated):
-            raise PrimezeroError(f"an evaluation returned {type(result).__name__}")
-        self._progress.evaluated(result.evaluation)
+        self._evaluations.finish(self._version, self._bring_newcomers_up)
 
     def _must_stop(self) -> bool:
         return self._spec.stop_file.exists() or self._progress.out_of_time()

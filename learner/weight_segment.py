@@ -8,13 +8,14 @@ import os
 import secrets
 import weakref
 import zlib
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from learner.weight_source import WeightSource, one_pass, refuse_not_finite
 from shared.errors import WeightSyncError
 from shared.weight_manifest import FORMAT, Manifest, WireParameter
 
@@ -32,10 +33,10 @@ class WeightSegment:
     It is locked while its owner lives, so that the next run can tell and remove what a killed one left.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
         """Reserve room for the parameters `shapes`, all of `dtype`; WeightSyncError if there is none."""
         self._dtype = dtype
-        self._shapes = shapes
+        self._shapes = dict(shapes)
         self._offsets: dict[str, int] = {}
         end = 0
         for name, shape in shapes.items():
@@ -54,23 +55,22 @@ class WeightSegment:
             ) from error
         self._memory = mmap.mmap(fd, self.nbytes)
 
-    def write(self, parameters: Iterable[tuple[str, torch.Tensor]], version: int) -> Manifest:
+    def write(self, source: WeightSource, version: int) -> Manifest:
         """Cast and copy all parameters in; returns what the engines need to read them as `version`.
 
         Raises WeightSyncError for a value that is not finite in the wire dtype.
         """
         rows: list[WireParameter] = []
-        for name, tensor in parameters:
-            shape, offset = self._shapes[name], self._offsets[name]
-            count = _size(shape, self._dtype) // self._dtype.itemsize
-            wire = torch.frombuffer(self._memory, dtype=self._dtype, count=count, offset=offset)
-            wire.view(shape).copy_(tensor.detach())
-            if not torch.isfinite(wire).all():
-                raise WeightSyncError(f"{name} holds NaN or infinity in {self._dtype}: these weights are not sent")
-            crc32 = zlib.crc32(memoryview(wire.view(torch.uint8).numpy()))
-            rows.append(WireParameter(name, _DTYPE_NAMES[self._dtype], shape, offset, crc32))
-        if len(rows) != len(self._shapes):
-            raise WeightSyncError(f"the module has {len(rows)} parameters, it had {len(self._shapes)}")
+        with closing(one_pass(source, self._shapes)) as parameters:
+            for name, tensor in parameters:
+                shape, offset = self._shapes[name], self._offsets[name]
+                count = _size(shape, self._dtype) // self._dtype.itemsize
+                wire = torch.frombuffer(self._memory, dtype=self._dtype, count=count, offset=offset)
+                wire.view(shape).copy_(tensor.detach())
+                if not torch.isfinite(wire).all():
+                    refuse_not_finite(name, self._dtype)
+                crc32 = zlib.crc32(memoryview(wire.view(torch.uint8).numpy()))
+                rows.append(WireParameter(name, _DTYPE_NAMES[self._dtype], shape, offset, crc32))
         return Manifest(FORMAT, str(self.path), self.nbytes, version, tuple(rows))
 
     def close(self) -> None:

@@ -1,98 +1,85 @@
-"""Sending the learner's weights into running engines, through vLLM's trainer protocol.
+"""Sending the learner's weights into running engines: one interface, three transports.
 
-The `shm` transport: all parameters in one shared-memory segment, written anew for each version; the
-engines read it and check it against a manifest (shared/weight_manifest.py). vLLM is imported only
-when a sender is made: it costs seconds and hundreds of megabytes.
+`shm` (learner/weight_shm.py) for engines on the CPU of this machine, `ipc` (learner/weight_ipc.py) on the
+same GPU, `nccl` (learner/weight_broadcast.py) elsewhere. Each runs inside vLLM's trainer engine for it
+(learner/weight_trainers.py), which is imported when a sender is made.
 """
 
 from __future__ import annotations
 
-import functools
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
-import msgspec
 import torch
 
-from learner.weight_segment import WeightSegment
+from learner.weight_source import ModuleSource, WeightSource
+from learner.weight_transport import SendStats, Settings, WeightSyncClient
 from shared.errors import WeightSyncError
-from shared.weight_manifest import FORMAT
+from shared.weight_wire import ITEM_BYTES
 
-TRANSPORT = "shm"
-
-
-class WeightSyncClient(Protocol):
-    """The engines' side of a weight update: vLLM's `VLLMWeightSyncClient`, structurally."""
-
-    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None: ...
-
-    def start_weight_update(self) -> None: ...
-
-    def update_weights(self, update_info: dict[str, Any]) -> None: ...
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class SendStats:
-    """One finished send: bytes of the weights, and seconds of each phase.
-
-    write_s: casting and writing the segment; start_s, update_s, finish_s: the engines' three calls,
-    of which only the last holds up generation
-    """
-
-    nbytes: int
-    write_s: float
-    start_s: float
-    update_s: float
-    finish_s: float
+__all__ = ["ModuleSource", "SendStats", "WeightSender", "WeightSource", "WeightSyncClient"]
 
 
 class WeightSender:
-    """Sends the parameters of one module, version by version. Rank 0 sends; on other ranks `send` does nothing."""
+    """Sends the weights of one source, version by version. Only rank 0 has one.
+
+    Any failure is a WeightSyncError. Every wait of the sender's own ends after about `timeout_s`; the
+    client's calls have limits of theirs.
+    """
 
     def __init__(
         self,
         client: WeightSyncClient,
-        module: torch.nn.Module,
+        source: WeightSource | torch.nn.Module,
         *,
         dtype: torch.dtype,
-        transport: str = TRANSPORT,
-        rank: int = 0,
+        transport: str,
+        buffer_bytes: int = 256 * 2**20,
+        timeout_s: float = 120.0,
+        address: str = "127.0.0.1",
     ) -> None:
-        """Shake hands with the engines.
+        """Reserve what the transport needs; nobody is called yet.
 
-        dtype: what the engines compute in; parameters are cast to it. Raises WeightSyncError when the
-        handshake fails, or there is no room in shared memory.
+        source: or a module that has all its parameters itself
+        dtype: what the engines compute in; the weights are cast to it
+        buffer_bytes: ipc, nccl: what is sent at once, if no parameter is larger
+        address: nccl without GPUs: this machine's, where the engines can reach it
         """
-        if transport != TRANSPORT:
-            raise WeightSyncError(f"unknown weight transport {transport!r}: only {TRANSPORT!r} is there")
-        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+        if str(dtype).removeprefix("torch.") not in ITEM_BYTES:
+            raise WeightSyncError(f"weights cannot be sent as {dtype}: there are {', '.join(ITEM_BYTES)}")
+        from learner.weight_trainers import make_trainer
 
-        vllm = _vllm_classes()
+        settings = Settings(dtype, buffer_bytes, timeout_s, address)
+        given = ModuleSource(source) if isinstance(source, torch.nn.Module) else source
+        with _as_sync_error(f"weight sync by {transport} could not be prepared"):
+            self._trainer: Any = make_trainer(transport, client, given, settings)
+
+    @property
+    def point_to_point(self) -> bool:
+        """Whether a send may go to some of the members only; otherwise all have to take part."""
+        return bool(self._trainer.transport.point_to_point)
+
+    def connect(self) -> None:
+        """Shake hands with the client's present members: before the first send, and when they have changed."""
         with _as_sync_error("the weight-sync handshake failed"):
-            self._engine: Any = WeightTransferTrainerFactory.trainer_init(
-                vllm.init_info(rank=rank), client=client, source=vllm.source(module, dtype)
-            )
+            self._trainer.transport.connect()
 
     def send(self, version: int) -> SendStats:
-        """Put the module's present weights into the engines as `version`.
+        """Put the source's present weights into the engines as `version`.
 
         Raises WeightSyncError when a weight is NaN or infinite in the wire dtype, before the engines
         hear of anything, or when an engine refuses or fails.
         """
         with _as_sync_error(f"sending weight version {version} failed"):
-            self._engine.version = version
-            self._engine.send_weights()
-        return self._engine.stats
+            self._trainer.version = version
+            self._trainer.send_weights()
+        stats: SendStats = self._trainer.stats
+        return stats
 
     def close(self) -> None:
-        """Remove the segment. Nothing can be sent afterwards."""
-        self._engine.shutdown()
+        """Give back what the transport has. Nothing can be sent afterwards."""
+        self._trainer.shutdown()
 
 
 @contextmanager
@@ -103,93 +90,3 @@ def _as_sync_error(what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise WeightSyncError(f"{what}: {error}") from error
-
-
-def _timed(call: Callable[[], object]) -> float:
-    begin = time.monotonic()
-    call()
-    return time.monotonic() - begin
-
-
-@functools.cache
-def _vllm_classes() -> SimpleNamespace:
-    """Our subclasses of vLLM's trainer-side classes, registered with vLLM."""
-    from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
-    from vllm.distributed.weight_transfer.base import (
-        ParamMeta,
-        TrainerInitInfo,
-        TrainerWeightTransferEngine,
-        WeightSource,
-    )
-
-    @dataclass
-    class ShmTrainerInitInfo(TrainerInitInfo):
-        backend: ClassVar[str] = TRANSPORT
-
-    class ModuleSource(WeightSource):
-        """A module's parameters in layer order, tied ones once; cast to the wire dtype by the segment."""
-
-        def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
-            self.dtype = dtype
-            self._module = module
-
-        def metadata(self) -> list[ParamMeta]:
-            return [ParamMeta(name, self.dtype, tuple(p.shape)) for name, p in self._module.named_parameters()]
-
-        def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-            for name, parameter in self._module.named_parameters():
-                yield name, parameter.detach()
-
-    class ShmTrainerEngine(TrainerWeightTransferEngine[ShmTrainerInitInfo]):
-        """Writes the segment and drives the four calls.
-
-        vLLM's `send_weights` takes no version: `version` is set before, and `stats` read after.
-        """
-
-        init_info_cls = ShmTrainerInitInfo
-        version = 0
-        stats = SendStats(0, 0.0, 0.0, 0.0, 0.0)
-
-        def __init__(self, *, client: WeightSyncClient, source: ModuleSource, is_sender: bool) -> None:
-            super().__init__(client=client, source=source, is_sender=is_sender)
-            self._weights = source
-            self._segment: WeightSegment | None = None
-            if is_sender:
-                self._segment = WeightSegment({meta.name: meta.shape for meta in source.metadata()}, source.dtype)
-
-        @classmethod
-        def trainer_init(
-            cls, init_info: ShmTrainerInitInfo, *, client: WeightSyncClient, source: ModuleSource
-        ) -> ShmTrainerEngine:
-            engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-            if init_info.is_sender:
-                try:
-                    client.init_weight_transfer_engine({"format": FORMAT})
-                except BaseException:
-                    engine.shutdown()
-                    raise
-            return engine
-
-        def send_weights(self) -> None:
-            if not self.is_sender:
-                return
-            if self._segment is None:
-                raise WeightSyncError("the weight sender is closed")
-            begin = time.monotonic()
-            manifest = self._segment.write(self._weights, self.version)
-            update_info = msgspec.to_builtins(manifest)
-            self.stats = SendStats(
-                nbytes=self._segment.nbytes,
-                write_s=time.monotonic() - begin,
-                start_s=_timed(self.client.start_weight_update),
-                update_s=_timed(lambda: self.client.update_weights(update_info)),
-                finish_s=_timed(lambda: self.client.finish_weight_update(weight_version=str(self.version))),
-            )
-
-        def shutdown(self) -> None:
-            if self._segment is not None:
-                self._segment.close()
-                self._segment = None
-
-    WeightTransferTrainerFactory.register_engine(TRANSPORT, ShmTrainerEngine)
-    return SimpleNamespace(init_info=ShmTrainerInitInfo, source=ModuleSource)

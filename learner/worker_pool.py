@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
+import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from learner.collector import Batch, Collector
+from learner.members import Member, PendingCall, Turnover, Worker, deal
 from shared import messages as msg
 from shared.config import Config
-from shared.episodes import Ticket, TicketId
-from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, WorkerFailedError
+from shared.episodes import Ticket
+from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, WeightSyncError, WorkerFailedError
 from shared.transport import StreamServer
 
 log = logging.getLogger(__name__)
@@ -29,64 +31,92 @@ class Identity:
     environment: str
 
 
-@dataclass(slots=True)
-class _Worker:
-    name: str
-    incarnation: int
-    open: set[TicketId] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class _PendingCall:
-    peers: set[bytes]
-    results: dict[str, msg.Result] = field(default_factory=dict)
-
-
 class WorkerPool:
     """Deals tickets to workers as credit, collects what they close, and calls them.
 
-    Workers join before the first weight sync: a later one would sample from old weights.
+    Workers come and go. A newcomer gets tickets once `prove` says which weights it has been shown to have. One that
+    reports failure, is silent for `stream.worker_timeout_s`, or says hello anew has left: its open tickets are issued
+    again, ahead of all others. Who is not known, being a worker of an earlier learner or one that was given up, is
+    asked to say hello; what it says otherwise is counted in `rejected` and dropped.
 
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
-    lock guards it all. Every wait has a timeout, and ends at once when a worker has failed.
+    lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
+
+    clock: seconds, for all timeouts
     """
 
-    def __init__(self, endpoint: str, config: Config, identity: Identity, collector: Collector) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        config: Config,
+        identity: Identity,
+        collector: Collector,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._identity = identity
         self._collector = collector
+        self._clock = clock
         self._changed = threading.Condition()
-        self._workers: dict[bytes, _Worker] = {}
+        self._workers: dict[bytes, Worker] = {}
         self._waiting: deque[Ticket] = deque()
-        self._calls: dict[int, _PendingCall] = {}
-        self._call_ids = itertools.count()
+        self._calls: dict[int, PendingCall] = {}
+        # Not from 0: a reply to a call of an earlier learner must not pass for one to ours.
+        self._call_ids = itertools.count(secrets.randbits(48))
         self._failure: PrimezeroError | None = None
-        self._joining = True
+        self._last_loss: str | None = None
+        self._attention = False
+        self._turnover = Turnover()
+        self._swept = clock()
         with self._changed:  # a worker may greet before the server is assigned
             self._server = StreamServer(
                 endpoint,
                 self._handle,
                 max_message_bytes=config.stream.max_message_mib * 2**20,
                 on_failure=self._stream_failed,
+                on_gone=self._gone,
+                on_tick=self._sweep,
             )
 
     @property
     def rejected(self) -> dict[str, int]:
-        """Refused messages by reason."""
+        """Refused and dropped messages by reason."""
         return dict(self._server.rejected)
 
-    def wait_for_workers(self, count: int, timeout_s: float) -> None:
-        """Until `count` workers have been welcomed.
+    def members(self) -> list[Member]:
+        """Every worker that has been welcomed, by name."""
+        with self._changed:
+            return self._named(worker.member for worker in self._workers.values())
 
-        Raises StreamTimeoutError, or WorkerFailedError when one fails first.
-        """
+    def newcomers(self) -> list[Member]:
+        """Those that have not been shown to have any weights yet."""
+        with self._changed:
+            return self._named(worker.member for worker in self._workers.values() if worker.version is None)
+
+    def ready(self, version: int | None = None) -> list[Member]:
+        """Those that work; with `version`, those of exactly this one."""
+        with self._changed:
+            at_work = [worker for worker in self._workers.values() if worker.version is not None]
+            return self._named(worker.member for worker in at_work if version in (None, worker.version))
+
+    def turnover(self) -> Turnover:
+        """What came and went since the last time."""
+        with self._changed:
+            turnover, self._turnover = self._turnover, Turnover()
+            return turnover
+
+    def wait_for_workers(self, count: int, timeout_s: float) -> None:
+        """Until `count` workers have been welcomed; StreamTimeoutError when that takes too long."""
         self._wait(
             lambda: len(self._workers) >= count,
             timeout_s,
-            lambda: f"{len(self._workers)} of {count} rollout workers connected; see logs/rollout-*.log",
+            lambda: f"{len(self._workers)} of {count} rollout workers connected",
         )
-        with self._changed:
-            self._joining = False
+
+    def wait_for_newcomer(self, timeout_s: float) -> None:
+        """Until there is a worker to be brought to the weights; StreamTimeoutError when that takes too long."""
+        self._wait(lambda: bool(self.newcomers()), timeout_s, lambda: "no rollout worker is left, and none came back")
 
     def open_through(self, version: int, last_batch: int) -> None:
         """Open and deal out every batch up to `last_batch` that `version` may sample."""
@@ -94,70 +124,103 @@ class WorkerPool:
             self._waiting.extend(self._collector.open_through(version, last_batch))
             self._deal()
 
-    def wait_for_batch(self, number: int) -> Batch:
+    def wait_for_batch(self, number: int, attend: Callable[[], None] | None = None) -> Batch:
         """Batch `number`, released.
 
-        Raises StreamTimeoutError when no ticket of it closes for `stream.batch_timeout_s`.
+        attend: called on this thread, without the lock, whenever a worker has come or left meanwhile
+        Raises StreamTimeoutError when for `stream.batch_timeout_s` no ticket of it closes and no worker joins.
         """
         self._wait(
             lambda: self._collector.is_complete(number),
             self._config.stream.batch_timeout_s,
-            lambda: "{} of {} tickets of batch {} closed, then none; see logs/rollout-*.log".format(
-                *self._collector.progress(number), number
-            ),
-            progress=lambda: self._collector.progress(number)[0],
+            lambda: "{} of {} tickets of batch {} closed, then none".format(*self._collector.progress(number), number),
+            progress=lambda: (self._collector.progress(number)[0], self._turnover.workers_joined),
+            attend=attend,
         )
         with self._changed:
             return self._collector.release(number)
 
-    def start_call(self, request: msg.Request, workers: Sequence[str] | None = None) -> int:
-        """Send a request to the named workers, or to all; `finish_call` takes the returned id."""
+    def start_call(self, requests: Mapping[Member, msg.Request]) -> int:
+        """Send each member its request; `finish_call` takes the returned id. Who has left has failed."""
         with self._changed:
-            peers = {p for p, w in self._workers.items() if workers is None or w.name in workers}
             id = next(self._call_ids)
-            self._calls[id] = _PendingCall(peers)
-            for peer in peers:
-                self._server.send(peer, msg.Call(id, request))
+            what = " and ".join(sorted({type(request).__name__ for request in requests.values()}))
+            call = self._calls[id] = PendingCall(what, set())
+            for member, request in requests.items():
+                if self._is_here(member):
+                    call.waiting.add(member)
+                    self._server.send(member.peer, msg.Call(id, request))
             return id
 
-    def finish_call(self, id: int, timeout_s: float, what: str = "a call") -> dict[str, msg.Result]:
-        """The results by worker.
+    def is_settled(self, id: int) -> bool:
+        """Whether `finish_call` would return at once."""
+        with self._changed:
+            return not self._calls[id].waiting
 
-        Raises WorkerFailedError when a worker says that it failed, StreamTimeoutError after `timeout_s`.
+    def finish_call(
+        self, id: int, timeout_s: float, attend: Callable[[], None] | None = None
+    ) -> dict[Member, msg.Result]:
+        """The results of those that succeeded.
+
+        Who fails, or does not answer in time, is sent away, to start anew; who leaves meanwhile is not waited for.
+        attend: as for `wait_for_batch`
         """
         call = self._calls[id]
         try:
-            self._wait(
-                lambda: len(call.results) == len(call.peers),
-                timeout_s,
-                lambda: f"{len(call.results)} of {len(call.peers)} workers answered {what}; see logs/rollout-*.log",
-            )
+            self._wait(lambda: not call.waiting, timeout_s, lambda: "a call is not answered", attend=attend)
+        except StreamTimeoutError:
+            for member in list(call.waiting):
+                self.send_away(member, f"{call.what} was not answered within {timeout_s:g} s")
         finally:
             with self._changed:
                 del self._calls[id]
-        for name, result in call.results.items():
+        for member, result in call.results.items():
             if isinstance(result, msg.CallFailed):
-                raise WorkerFailedError(f"rollout worker {name}: {result.reason}")
-        return call.results
+                self.send_away(member, f"{call.what}: {result.reason}")
+        return {m: result for m, result in call.results.items() if not isinstance(result, msg.CallFailed)}
 
-    def call(self, request: msg.Request, timeout_s: float) -> dict[str, msg.Result]:
-        """`start_call` to all workers, then `finish_call`."""
-        return self.finish_call(self.start_call(request), timeout_s)
+    def call(self, requests: Mapping[Member, msg.Request], timeout_s: float) -> dict[Member, msg.Result]:
+        """`start_call`, then `finish_call`."""
+        return self.finish_call(self.start_call(requests), timeout_s)
 
-    def tell(self, message: msg.Message) -> None:
-        """Send a message to all workers."""
+    def send_away(self, member: Member, reason: str) -> None:
+        """Tell a worker to end its process, since what it does cannot be relied on any more. It may have left."""
+        with self._changed:
+            if self._is_here(member):
+                self._server.send(member.peer, msg.Refused(reason))
+                self._leave(member.peer, reason)
+
+    def check_forwards(self, members: Iterable[Member], version: int) -> None:
+        """WeightSyncError where `version` is older than what a member has been shown to have."""
+        with self._changed:
+            for member in members:
+                has = self._workers[member.peer].version if self._is_here(member) else None
+                if has is not None and has > version:
+                    raise WeightSyncError(f"weight version {version} for {member.name}, which already has {has}")
+
+    def prove(self, members: Iterable[Member], version: int) -> None:
+        """These have been shown to have the learner's weights of `version`: they may work, or go on."""
+        members = list(members)
+        with self._changed:
+            self.check_forwards(members, version)
+            for worker in [self._workers[member.peer] for member in members if self._is_here(member)]:
+                self._turnover.workers_joined += worker.version is None
+                worker.version = version
+                self._server.send(worker.member.peer, msg.ProbePassed(version))
+            self._deal()
+
+    def last_loss(self) -> str:
+        """For the end of an error's message: which worker left last, and why."""
+        return "" if self._last_loss is None else f"; the last worker that left: {self._last_loss}"
+
+    def send_home(self) -> None:
+        """The run is over: the workers leave."""
         with self._changed:
             for peer in self._workers:
-                self._server.send(peer, message)
-
-    def first_worker(self) -> str:
-        """The name of the worker that evaluates."""
-        with self._changed:
-            return min(worker.name for worker in self._workers.values())
+                self._server.send(peer, msg.Bye())
 
     def close(self) -> None:
-        """Send the workers home and close the stream."""
-        self.tell(msg.Bye())
+        """Close the stream. Workers that were not sent home wait for another learner."""
         self._server.close()
 
     def _wait(
@@ -165,57 +228,134 @@ class WorkerPool:
         condition: Callable[[], bool],
         timeout_s: float,
         what: Callable[[], str],
-        progress: Callable[[], int] = lambda: 0,
+        progress: Callable[[], object] = lambda: None,
+        attend: Callable[[], None] | None = None,
     ) -> None:
         """Until `condition`; the time starts anew whenever `progress` changes."""
         with self._changed:
-            seen, deadline = progress(), time.monotonic() + timeout_s
-            while not condition():
+            seen, deadline = progress(), self._clock() + timeout_s
+        while True:
+            with self._changed:
+                if condition():
+                    return
                 if self._failure is not None:
                     raise self._failure
                 if progress() != seen:
-                    seen, deadline = progress(), time.monotonic() + timeout_s
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    raise StreamTimeoutError(f"after {timeout_s:g} s: {what()}")
-                self._changed.wait(left)
+                    seen, deadline = progress(), self._clock() + timeout_s
+                attending = attend is not None and self._attention
+                if attending:
+                    self._attention = False
+                else:
+                    left = deadline - self._clock()
+                    if left <= 0:
+                        raise StreamTimeoutError(
+                            f"after {timeout_s:g} s: {what()}{self.last_loss()}; see logs/rollout-*.log"
+                        )
+                    self._changed.wait(left)
+            if attending and attend is not None:
+                attend()
 
-    def _fail(self, error: PrimezeroError) -> None:
-        with self._changed:
-            self._failure = self._failure or error
-            self._changed.notify_all()
+    def _is_here(self, member: Member) -> bool:
+        worker = self._workers.get(member.peer)
+        return worker is not None and worker.member == member
+
+    @staticmethod
+    def _named(members: Iterable[Member]) -> list[Member]:
+        return sorted(members, key=lambda member: member.name)
+
+    def _leave(self, peer: bytes, reason: str) -> None:
+        worker = self._workers.pop(peer)
+        member = worker.member
+        self._last_loss = f"{member.name}: {reason}"
+        log.warning("rollout worker %s left: %s; %d open tickets", member.name, reason, len(worker.open))
+        again = [self._collector.reissue(id) for id in sorted(worker.open)]
+        self._waiting.extendleft(reversed(again))
+        self._turnover.workers_lost += worker.version is not None
+        self._turnover.tickets_reissued += len(again)
+        for call in self._calls.values():
+            call.waiting.discard(member)
+        self._attention = True
+        self._deal()
+        self._changed.notify_all()
+
+    def _deal(self) -> None:
+        dealt = deal(self._waiting, self._workers.values(), self._config.rollout.max_open_tickets)
+        for member, tickets in dealt.items():
+            self._server.send(member.peer, msg.Work(tuple(tickets)))
 
     # --- on the I/O thread ---
 
     def _stream_failed(self, error: Exception) -> None:
-        self._fail(WorkerFailedError(f"the learner's end of the stream failed: {error!r}"))
+        with self._changed:
+            failure = WorkerFailedError(f"the learner's end of the stream failed: {error!r}")
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+
+    def _gone(self, peer: bytes) -> None:
+        with self._changed:
+            if peer in self._workers:
+                self._leave(peer, "its connection is gone")
+
+    def _sweep(self) -> None:
+        """Give up whoever has been silent for too long."""
+        timeout_s = self._config.stream.worker_timeout_s
+        with self._changed:
+            now, before = self._clock(), self._swept
+            self._swept = now
+            for peer, worker in list(self._workers.items()):
+                if now - before > timeout_s / 2:
+                    worker.heard = now  # it was this process that stood still
+                elif now - worker.heard > timeout_s:
+                    self._leave(peer, f"not heard of for {timeout_s:g} s (stream.worker_timeout_s)")
 
     def _handle(self, peer: bytes, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
         with self._changed:
             if isinstance(message, msg.Hello):
                 self._welcome(peer, message)
-            elif peer not in self._workers:
-                raise MessageError(f"{type(message).__name__} before a greeting")
+            elif (worker := self._workers.get(peer)) is None:
+                self._server.count(f"{type(message).__name__} of a worker that is not known")
+                self._server.send(peer, msg.Greet())
             else:
-                self._handle_known(peer, message, buffers)
+                worker.heard = self._clock()
+                self._handle_known(worker, message, buffers)
             self._changed.notify_all()
 
-    def _handle_known(self, peer: bytes, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
+    def _handle_known(self, worker: Worker, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
         match message:
             case msg.Closed():
-                self._collector.close(msg.decode_closed(message, buffers))
-                self._workers[peer].open.discard(message.id)
-                self._server.send(peer, msg.Ack(message.sequence))
-                self._deal()
+                self._close(worker, message, buffers)
             case msg.Reply():
-                call = self._calls.get(message.id)
-                if call is None or peer not in call.peers:
-                    raise MessageError("a reply to no call")
-                call.results[self._workers[peer].name] = message.result
+                self._answered(worker.member, message)
+            case msg.Alive():
+                pass
             case msg.Failed():
-                self._fail(WorkerFailedError(f"rollout worker {self._workers[peer].name}: {message.reason}"))
+                self._leave(worker.member.peer, message.reason)
             case _:
                 raise MessageError(f"a worker may not send {type(message).__name__}")
+
+    def _close(self, worker: Worker, message: msg.Closed, buffers: Sequence[msg.Frame]) -> None:
+        if message.id.lineage < self._collector.lineage:
+            self._server.count("a closed ticket of an earlier lineage")
+            return
+        if message.id in worker.open:
+            closed = msg.decode_closed(message, buffers)
+            newest = max(span.version for episode in closed.episodes for span in episode.spans)
+            if worker.version is None or newest > worker.version:
+                raise MessageError(f"a token of version {newest}, which its worker has not been shown to have")
+            self._collector.close(closed)
+            worker.open.discard(message.id)
+        elif not self._collector.is_closed(message.id):
+            raise MessageError("a closed ticket that its worker was not given")
+        self._server.send(worker.member.peer, msg.Ack(message.sequence))
+        self._deal()
+
+    def _answered(self, member: Member, reply: msg.Reply) -> None:
+        call = self._calls.get(reply.id)
+        if call is None or member not in call.waiting:
+            self._server.count("a reply to no call")
+            return
+        call.waiting.discard(member)
+        call.results[member] = reply.result
 
     def _welcome(self, peer: bytes, hello: msg.Hello) -> None:
         ours, theirs = self._identity, Identity(hello.model, hello.tokenizer, hello.environment)
@@ -224,25 +364,11 @@ class WorkerPool:
         for part in ("model", "tokenizer", "environment"):
             if getattr(ours, part) != getattr(theirs, part):
                 raise MessageError(f"the worker has another {part} than the learner")
-        if not self._joining:
-            raise MessageError("the run has begun; a worker cannot join any more")
-        if peer in self._workers or any(worker.name == hello.worker for worker in self._workers.values()):
-            raise MessageError(f"a rollout worker named {hello.worker} is already here")
-        self._workers[peer] = _Worker(hello.worker, hello.incarnation)
-        log.info("rollout worker %s joined", hello.worker)
-        self._server.send(peer, msg.Welcome(lineage=self._collector.lineage))
-        self._deal()
-
-    def _deal(self) -> None:
-        """Give waiting tickets to the workers with the fewest open ones, within their credit."""
-        limit = self._config.rollout.max_open_tickets
-        dealt: dict[bytes, list[Ticket]] = {}
-        while self._waiting and self._workers:
-            peer, worker = min(self._workers.items(), key=lambda item: len(item[1].open))
-            if len(worker.open) >= limit:
-                break
-            ticket = self._waiting.popleft()
-            worker.open.add(ticket.id)
-            dealt.setdefault(peer, []).append(ticket)
-        for peer, tickets in dealt.items():
-            self._server.send(peer, msg.Work(tuple(tickets)))
+        for old in list(self._workers.values()):
+            if old.member.peer == peer or old.member.name == hello.worker:
+                self._leave(old.member.peer, "it said hello anew")
+        member = Member(hello.worker, hello.incarnation, peer)
+        self._workers[peer] = Worker(member, self._clock())
+        self._attention = True
+        log.info("rollout worker %s is here", hello.worker)
+        self._server.send(peer, msg.Welcome(self._collector.lineage, hello.incarnation))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,6 +147,15 @@ class Engine:
         return await self._requests.generate(
             prompt_ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, request_id=request_id
         )
+
+    def stream(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, seed: int, request_id: str
+    ) -> AsyncIterator[list[int]]:
+        """Sample `max_tokens` tokens, past any end, yielding new ids as they arrive; fewer if they are aborted.
+
+        For measurements: without a time limit, and without versions.
+        """
+        return self._requests.stream(prompt_ids, max_tokens=max_tokens, seed=seed, request_id=request_id)
 
     async def score(self, token_ids: Sequence[int], request_id: str) -> Float32Array:
         """Log-probabilities, at temperature 1, of token_ids[1:], each given those before: float32 [tokens - 1].

@@ -121,6 +121,17 @@ class Requests:
                 if label == self.label and output.outputs[0].finish_reason != "abort":
                     return chosen_logprobs(output.prompt_logprobs, first=1)
 
+    async def stream(
+        self, prompt_ids: Sequence[int], *, max_tokens: int, seed: int, request_id: str
+    ) -> AsyncIterator[list[int]]:
+        """See `Engine.stream`."""
+        self._link.check()
+        params = sampling_params(max_tokens=max_tokens, seed=seed & _SEED_MASK, ignore_eos=True, logprobs=0)
+        params.output_kind = type(params.output_kind).DELTA
+        prompt = self._prompt([int(token) for token in prompt_ids])
+        async for output in self._link.llm.generate(prompt, params, f"{request_id}#{next(self._serial)}"):
+            yield list(output.outputs[0].token_ids)
+
     async def _completed(self, order: _Order, index: int, first: Piece) -> Sample:
         """The sample that begins with `first`: whenever it is aborted, it goes on from there as a new request."""
         pieces = [first]
@@ -162,10 +173,7 @@ class Requests:
         """vLLM's finished output, and for each of its samples the labels under which it ran on older cache."""
         self._link.check()
         request_id = f"{name}#{next(self._serial)}"
-        prompt: dict[str, Any] = {"prompt_token_ids": prompt_ids}
-        if self.salted:
-            # The engine changes it when newer weights get there first.
-            prompt["cache_salt"] = self.label
+        prompt = self._prompt(prompt_ids)
         kept = self._kept[request_id] = defaultdict(set)
         try:
             async for output in self._link.llm.generate(
@@ -178,6 +186,10 @@ class Requests:
         finally:
             del self._kept[request_id]
         raise EngineError(f"request {name} ended without an output")
+
+    def _prompt(self, token_ids: list[int]) -> dict[str, Any]:
+        # The engine changes the salt when newer weights get there first.
+        return {"prompt_token_ids": token_ids} | ({"cache_salt": self.label} if self.salted else {})
 
     @asynccontextmanager
     async def _deadline(self, name: str) -> AsyncIterator[None]:

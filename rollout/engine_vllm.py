@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from rollout.weight_transfer import WORKER_EXTENSION
+from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
 from shared.errors import EngineError
 
@@ -80,7 +80,7 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         enforce_eager=True,
         distributed_executor_backend="uni",
         disable_log_stats=True,
-        weight_transfer_config=WeightTransferConfig(backend=transport),
+        weight_transfer_config=WeightTransferConfig(backend=BACKENDS[transport]),
         worker_extension_cls=WORKER_EXTENSION,
         # Its allocator costs, and there is none on the CPU, where sleeping frees the cores alone.
         enable_sleep_mode=rollout.colocation == "alternate" and not on_cpu(),

@@ -10,40 +10,59 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 
+from rollout.receiving import Batch
 from shared.errors import WeightSyncError
-from shared.weight_manifest import Manifest, WireParameter
+from shared.weight_manifest import Manifest, parse_manifest
+from shared.weight_wire import PlainInit, Shapes, check_parameters, nbytes_of, parse
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def check_manifest(manifest: Manifest, expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
+def check_manifest(manifest: Manifest, expected: Shapes, dtype: str) -> None:
     """Raise WeightSyncError unless the manifest holds exactly `expected` (name → shape), all of `dtype`."""
-    names = [parameter.name for parameter in manifest.parameters]
-    if len(set(names)) != len(names):
-        raise WeightSyncError("the weight update names a parameter twice")
-    if missing := expected.keys() - set(names):
-        raise WeightSyncError(f"the weight update lacks {len(missing)} parameters, such as {min(missing)!r}")
-    if foreign := set(names) - expected.keys():
-        raise WeightSyncError(
-            f"the weight update has {len(foreign)} parameters that the engine's model has not, such as {min(foreign)!r}"
-        )
+    check_parameters(manifest.parameters, expected, dtype)
     for parameter in manifest.parameters:
-        if parameter.shape != expected[parameter.name]:
-            raise WeightSyncError(
-                f"{parameter.name} has shape {parameter.shape}, the engine's has {expected[parameter.name]}"
-            )
-        if DTYPES[parameter.dtype] != dtype:
-            raise WeightSyncError(f"{parameter.name} is {parameter.dtype}, the engine computes in {dtype}")
-        if parameter.offset + _nbytes(parameter) > manifest.nbytes:
+        if parameter.offset + nbytes_of(parameter.shape, parameter.dtype) > manifest.nbytes:
             raise WeightSyncError(f"{parameter.name} reaches past the end of the segment")
 
 
+class SegmentReceiver:
+    """The `shm` transport's end in the engine (`Receiver`).
+
+    expected: name → shape of everything that the model needs; dtype: what the engine computes in
+    """
+
+    def __init__(self, expected: Shapes, dtype: str) -> None:
+        self._expected = expected
+        self._dtype = dtype
+
+    def join(self, init_info: Mapping[str, Any]) -> None:
+        """See `Receiver.join`."""
+        if parse(init_info, PlainInit).transport != "shm":
+            raise WeightSyncError("the learner sends weights by another transport than shm, which the engine reads")
+
+    def begin(self) -> None:
+        """Nothing is kept between calls."""
+
+    def open(self, update_info: Mapping[str, Any]) -> Segment:
+        """The segment of this update, checked but for its bytes."""
+        manifest = parse_manifest(update_info)
+        check_manifest(manifest, self._expected, self._dtype)
+        return Segment(manifest)
+
+    def close(self) -> None:
+        """Nothing is kept between calls."""
+
+
 class Segment:
-    """An open segment. Raises WeightSyncError when the file is not one that our learner made."""
+    """An open segment, all of an update. Raises WeightSyncError when the file is not one that our learner made."""
+
+    last = True
 
     def __init__(self, manifest: Manifest) -> None:
         self._parameters = {parameter.name: parameter for parameter in manifest.parameters}
@@ -57,6 +76,11 @@ class Segment:
         except WeightSyncError:
             self.close()
             raise
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Each parameter by itself, so that no more is held twice than has to be."""
+        for name in self._parameters:
+            yield [(name, self.read(name))]
 
     def read(self, name: str) -> torch.Tensor:
         """A private copy of one parameter, in its wire dtype; its checksum is verified."""
@@ -76,13 +100,6 @@ class Segment:
     def close(self) -> None:
         """Let go of the file."""
         os.close(self._fd)
-
-
-def _nbytes(parameter: WireParameter) -> int:
-    elements = 1
-    for size in parameter.shape:
-        elements *= size
-    return elements * DTYPES[parameter.dtype].itemsize
 
 
 def _check_file(status: os.stat_result, manifest: Manifest) -> None:

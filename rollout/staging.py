@@ -6,20 +6,16 @@ the new tensors without touching the live ones and returns the function that put
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, Protocol
 
 import torch
 
-from rollout.segment import Segment, check_manifest
-from shared.errors import WeightSyncError
-from shared.weight_manifest import Manifest
+from rollout.receiving import Batch, Ledger
+from shared.weight_wire import Shapes
 
-Shapes = Mapping[str, tuple[int, ...]]
 Read = Callable[[str], torch.Tensor]
 Swap = Callable[[], None]
 # Packs `layer.weight` [out, in] into `layer.cpu_linear`; may drop the weight and convert `layer.bias`.
@@ -129,54 +125,49 @@ class EmbeddingTarget:
         return swap
 
 
-class Staging:
-    """One update being built on a thread of its own, while the engine goes on with the live weights."""
+class StagedWeights:
+    """New weights built beside the live ones, which stay untouched until `commit` (`PendingWeights`)."""
 
-    def __init__(self, targets: Sequence[Target], manifest: Manifest, dtype: torch.dtype) -> None:
-        """Checks the manifest and opens the segment; raises WeightSyncError with nothing begun."""
-        expected = {name: shape for target in targets for name, shape in target.shapes.items()}
-        check_manifest(manifest, expected, dtype)
-        self._targets = targets
-        self._segment = Segment(manifest)
+    def __init__(self, targets: Sequence[Target]) -> None:
+        self._ledger = Ledger(shapes_of(targets))
+        self._target_of = {name: target for target in targets for name in target.shapes}
+        self._arrived: dict[str, torch.Tensor] = {}
         self._swaps: list[Swap] = []
-        self._error: str | None = None
-        self._cancelled = threading.Event()
-        self._seconds = 0.0
-        self._thread = threading.Thread(target=self._run, name="weight-staging", daemon=True)
-        self._thread.start()
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """done: nothing more will happen; error: why it failed, or None; seconds: duration."""
-        return {"done": not self._thread.is_alive(), "error": self._error, "seconds": self._seconds}
+    def take(self, batch: Batch) -> None:
+        """Build each target whose last parameter is here."""
+        for name, tensor in batch:
+            self._ledger.enter(name, tensor)
+            self._arrived[name] = _unshared(tensor)
+            target = self._target_of[name]
+            if self._arrived.keys() >= target.shapes.keys():
+                self._swaps.append(target.build(self._arrived.pop))
 
-    def cancel(self) -> None:
-        """Stop at the next target; nothing of this update can be committed any more."""
-        self._cancelled.set()
+    def check_complete(self) -> None:
+        """See `PendingWeights.check_complete`."""
+        self._ledger.check_complete()
 
     def commit(self) -> None:
-        """Put every new tensor in place. WeightSyncError, with nothing changed, unless all are ready."""
-        self._thread.join()
-        if self._error is not None or self._cancelled.is_set():
-            raise WeightSyncError(self._error or "the staged weights were discarded")
+        """Put every new tensor in place."""
+        self.check_complete()
         for swap in self._swaps:
             swap()
         self._swaps.clear()
 
-    def _run(self) -> None:
-        begin = time.monotonic()
-        try:
-            with torch.inference_mode(False), torch.no_grad():
-                for target in self._targets:
-                    if self._cancelled.is_set():
-                        break
-                    self._swaps.append(target.build(self._segment.read))
-        except Exception as error:  # a thread's errors go nowhere: they are raised by `commit`
-            self._swaps.clear()
-            self._error = str(error) if isinstance(error, WeightSyncError) else f"{type(error).__name__}: {error}"
-        finally:
-            self._segment.close()
-            self._seconds = time.monotonic() - begin
+    def discard(self) -> None:
+        """Nothing live was touched."""
+        self._swaps.clear()
+        self._arrived.clear()
+
+
+def shapes_of(targets: Sequence[Target]) -> Shapes:
+    """Everything that the targets are built from: name → shape."""
+    return {name: shape for target in targets for name, shape in target.shapes.items()}
+
+
+def _unshared(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied if it would keep the memory of others alive."""
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
 
 
 def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The vLLM plugin: receives weights from shared memory inside vLLM's worker process.
+"""The vLLM plugin: receives weights inside vLLM's worker process.
 
 vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). Nothing is imported
 from vLLM or torch until then.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rollout import engine_core
@@ -19,16 +19,19 @@ from shared.processes import signal_at_parents_death
 if TYPE_CHECKING:
     import torch
 
+    from rollout.receiving import PendingWeights, Receiver, Receiving
     from rollout.staging import Target
+    from shared.weight_wire import BroadcastInit, Shapes
 
-TRANSPORT = "shm"
+# What vLLM knows our transports as; "ipc" and "nccl" are its own.
+BACKENDS: Mapping[str, str] = {"shm": "primezero_shm", "ipc": "primezero_ipc", "nccl": "primezero_nccl"}
 WORKER_EXTENSION = "rollout.weight_transfer.WorkerExtension"
 
 _registered = False
 
 
 def register() -> None:
-    """Make the `shm` transfer engine known to vLLM, and tie child processes to their parent's life."""
+    """Make our transfer engines known to vLLM, and tie child processes to their parent's life."""
     global _registered
     if _registered:
         return
@@ -37,7 +40,8 @@ def register() -> None:
 
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
-    WeightTransferEngineFactory.register_engine(TRANSPORT, _engine_class())
+    for transport, engine in engine_classes().items():
+        WeightTransferEngineFactory.register_engine(BACKENDS[transport], engine)
     engine_core.install()
 
 
@@ -48,7 +52,7 @@ class WorkerExtension:
     _weight_update_active: bool
 
     def primezero_staging(self) -> dict[str, Any]:
-        """State of the update being staged: see `Staging.state`."""
+        """State of the update being received: see `Receiving.state`."""
         return self.weight_transfer_engine.staging_state()
 
     def primezero_discard_update(self) -> None:
@@ -66,156 +70,168 @@ def _die_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _engine_class() -> type:
-    from dataclasses import dataclass
+class EngineSide:
+    """The engine's end of a weight update, whatever brings the weights and however they become live.
 
-    from vllm.config import CompilationMode
-    from vllm.distributed.weight_transfer.base import (
-        WeightTransferEngine,
-        WeightTransferInitInfo,
-        WeightTransferUpdateInfo,
-    )
+    A mixin before one of vLLM's `WeightTransferEngine` classes. On the CPU the new weights are received
+    and staged on a thread while the engine goes on, and `finish_weight_update` only moves pointers; on a
+    GPU they are loaded over the live ones in the calls themselves, with the engine paused from
+    `update_weights` to `finish_weight_update`.
+    """
 
-    from rollout.staging import Staging
-    from shared.weight_manifest import FORMAT, parse_manifest
+    device: torch.device
+    model: torch.nn.Module
+    model_config: Any
+    parallel_config: Any
+    vllm_config: Any
+    supports_draft_weight_update = False
 
-    @dataclass
-    class ShmInitInfo(WeightTransferInitInfo):
-        format: int
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        from vllm.config import CompilationMode
 
-    class ShmWeightTransferEngine(WeightTransferEngine[ShmInitInfo, WeightTransferUpdateInfo]):
-        """Stages an update on a thread; `finish_weight_update` only moves pointers."""
+        from rollout.model_weights import plan_targets
+        from rollout.staging import shapes_of
 
-        init_info_cls = ShmInitInfo
-        update_info_cls = WeightTransferUpdateInfo
-        supports_draft_weight_update = False
-        defers_processing = True
+        if self.parallel_config.world_size != 1:
+            raise WeightSyncError("weight sync supports one worker per engine, not tensor or pipeline parallel")
+        self.in_place = self.device.type != "cpu"
+        if not self.in_place and self.vllm_config.compilation_config.mode != CompilationMode.NONE:
+            raise WeightSyncError("weight sync needs enforce_eager: compiled code keeps the old packed weights")
+        self.defers_processing = not self.in_place
+        self.targets: list[Target] = plan_targets(self.model)
+        dtype = str(self.model_config.dtype).removeprefix("torch.")
+        self.receiver: Receiver = self.make_receiver(shapes_of(self.targets), dtype)
+        self._pending: PendingWeights | None = None
+        self._receiving: Receiving | None = None
 
-        def __init__(self, *args: Any) -> None:
-            super().__init__(*args)
-            if self.vllm_config.compilation_config.mode != CompilationMode.NONE:
-                raise WeightSyncError("shm weight sync needs enforce_eager: compiled code keeps the old packed weights")
-            if self.parallel_config.world_size != 1:
-                raise WeightSyncError("shm weight sync supports one worker per engine, not tensor or pipeline parallel")
-            self.targets = plan_targets(self.model)
-            self._staging: Staging | None = None
+    def make_receiver(self, expected: Shapes, dtype: str) -> Receiver:
+        raise NotImplementedError
 
-        def init_transfer_engine(self, init_info: ShmInitInfo) -> None:
-            if init_info.format != FORMAT:
-                raise WeightSyncError(f"the learner speaks weight format {init_info.format}, the engine {FORMAT}")
+    def parse_init_info(self, init_dict: dict[str, Any]) -> dict[str, Any]:
+        """Left to the receiver."""
+        return init_dict
 
-        def start_weight_update(self) -> None:
-            self.discard()
+    def init_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """The handshake."""
+        self.discard()
+        self.receiver.join(init_info)
 
-        def update_weights(self, update_info: dict[str, Any]) -> None:
-            self.discard()
-            self._staging = Staging(self.targets, parse_manifest(update_info), self.model_config.dtype)
+    def start_weight_update(self) -> None:
+        """Begin anew."""
+        from rollout.model_weights import InPlaceWeights
+        from rollout.staging import StagedWeights, shapes_of
 
-        def finish_weight_update(self) -> None:
-            staging, self._staging = self._staging, None
-            if staging is None:
-                raise WeightSyncError("finish_weight_update came without update_weights")
-            staging.commit()
+        self.discard()
+        self.receiver.begin()
+        if self.in_place:
+            self._pending = InPlaceWeights(self.model, self.model_config, shapes_of(self.targets))
+        else:
+            self._pending = StagedWeights(self.targets)
 
-        def staging_state(self) -> dict[str, Any]:
-            if self._staging is None:
-                raise WeightSyncError("no weight update is being staged")
-            return self._staging.state
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Check what this part of the update says of itself, and take it in: staged, only begin to."""
+        from rollout.receiving import Receiving
 
-        def discard(self) -> None:
-            if self._staging is not None:
-                self._staging.cancel()
-                self._staging = None
+        if self._pending is None:
+            raise WeightSyncError("update_weights came without start_weight_update")
+        if self._receiving is not None:
+            self._receiving.check()
+        self._receiving = Receiving(self.receiver.open(update_info), self._pending)
+        if self.in_place:
+            self._receiving.run()
+        else:
+            self._receiving.start()
 
-        def receive_weights(self, update_info: WeightTransferUpdateInfo) -> None:
-            raise NotImplementedError("update_weights is overridden")
+    def finish_weight_update(self) -> None:
+        """Make the new weights live; WeightSyncError unless all have come as they should."""
+        receiving, self._receiving = self._receiving, None
+        pending, self._pending = self._pending, None
+        if receiving is None or pending is None:
+            raise WeightSyncError("finish_weight_update came without update_weights")
+        receiving.check()
+        pending.commit()
+
+    def staging_state(self) -> dict[str, Any]:
+        """See `Receiving.state`."""
+        if self._receiving is None:
+            raise WeightSyncError("no weight update is being received")
+        return self._receiving.state
+
+    def discard(self) -> None:
+        """Forget an update that is not finished."""
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+        if self._pending is not None:
+            self._pending.discard()
+            self._pending = None
+
+    def receive_weights(self, update_info: Any) -> None:
+        raise NotImplementedError("update_weights is overridden")
+
+    def shutdown(self) -> None:
+        self.discard()
+        self.receiver.close()
+        super().shutdown()  # type: ignore[misc]
+
+
+class NcclPeer:
+    """A member of an NCCL group that stands apart from vLLM's own. Waiting in it can be ended by nothing."""
+
+    def __init__(self, init: BroadcastInit, device: torch.device) -> None:
+        """Meet the others where the unique id says; blocks until all are there."""
+        from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
+        from vllm.utils.nccl import unpinned_nccl_env
+
+        with unpinned_nccl_env():
+            self._group = PyNcclCommunicator.from_unique_id_bytes(
+                init.unique_id, init.rank_offset, init.world_size, device
+            )
+        if self._group.disabled:
+            raise WeightSyncError("VLLM_DISABLE_PYNCCL is set: unset it, or use sync.transport=ipc")
+
+    def receive(self, buffer: torch.Tensor) -> None:
+        """Rank 0's next broadcast."""
+        import torch
+
+        stream = torch.cuda.current_stream(buffer.device)
+        self._group.broadcast(buffer, src=0, stream=stream)
+        stream.synchronize()
+
+    def close(self) -> None:
+        """Abort what is under way."""
+        self._group.destroy()
+
+
+def engine_classes() -> dict[str, type]:
+    """Transport → our subclass of vLLM's weight transfer engine."""
+    from vllm.distributed.weight_transfer.base import WeightTransferEngine
+    from vllm.distributed.weight_transfer.ipc_engine import IPCWeightTransferEngine
+    from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
+
+    from rollout.segment import SegmentReceiver
+    from rollout.weight_broadcast import BroadcastReceiver, GlooPeer
+    from rollout.weight_ipc import IpcReceiver
+
+    class ShmEngine(EngineSide, WeightTransferEngine):
+        def make_receiver(self, expected: Shapes, dtype: str) -> Receiver:
+            if self.in_place:
+                raise WeightSyncError("sync.transport=shm is for engines on the CPU: use ipc or nccl")
+            return SegmentReceiver(expected, dtype)
 
         def shutdown(self) -> None:
             self.discard()
 
-    return ShmWeightTransferEngine
+    class IpcEngine(EngineSide, IPCWeightTransferEngine):
+        def make_receiver(self, expected: Shapes, dtype: str) -> Receiver:
+            return IpcReceiver(expected, dtype, self.device, self._packed_importer.rebuild)
 
+    class NcclEngine(EngineSide, NCCLWeightTransferEngine):
+        def make_receiver(self, expected: Shapes, dtype: str) -> Receiver:
+            joins: dict[str, Any] = {"gloo": GlooPeer}
+            if self.device.type == "cuda":
+                joins["nccl"] = lambda init: NcclPeer(init, self.device)
+            return BroadcastReceiver(expected, dtype, self.device, joins)
 
-def plan_targets(model: torch.nn.Module) -> list[Target]:
-    """Everything in vLLM's model that has weights, as targets.
-
-    Raises WeightSyncError for a module that has parameters and is of no known kind.
-    """
-    from vllm.model_executor.layers.layernorm import RMSNorm
-    from vllm.model_executor.layers.linear import LinearBase
-    from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
-
-    from rollout.staging import VectorTarget
-
-    targets: list[Target] = []
-    users_of_matrix: dict[int, list[tuple[str, Any]]] = defaultdict(list)
-    for path, module in model.named_modules():
-        if all(parameter is None for parameter in module._parameters.values()):
-            continue
-        if isinstance(module, VocabParallelEmbedding):
-            users_of_matrix[id(module.weight)].append((path, module))
-        elif isinstance(module, LinearBase):
-            targets.append(_linear_target(model, path, module))
-        elif type(module) is RMSNorm and set(module._parameters) == {"weight"}:
-            targets.append(VectorTarget(f"{path}.weight", module.weight))
-        else:
-            raise WeightSyncError(f"shm weight sync does not know how to refresh {path} ({type(module).__name__})")
-    return [_embedding_target(users) for users in users_of_matrix.values()] + targets
-
-
-def _linear_target(model: torch.nn.Module, path: str, module: Any) -> Target:
-    from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-
-    from rollout.staging import LinearTarget
-
-    if not isinstance(module.quant_method, UnquantizedLinearMethod) or not set(module._parameters) <= {
-        "weight",
-        "bias",
-    }:
-        raise WeightSyncError(f"shm weight sync does not know how to refresh {path}: it is quantized")
-    parent, _, leaf = path.rpartition(".")
-    packed_names: dict[str, list[str]] = getattr(model, "packed_modules_mapping", {})
-    names = [f"{parent}.{part}" for part in packed_names.get(leaf, [leaf])]
-    rows = tuple(getattr(module, "output_sizes", None) or [module.output_size])
-    if len(names) != len(rows):
-        raise WeightSyncError(f"{path} stacks {len(rows)} matrices, but {len(names)} names are known for it")
-    return LinearTarget(
-        module=module,
-        weights=tuple(f"{name}.weight" for name in names),
-        biases=tuple(f"{name}.bias" for name in names) if module.bias is not None else (),
-        rows=rows,
-        columns=module.input_size,
-        pack=_pack_and_drop,
-    )
-
-
-def _embedding_target(users: list[tuple[str, Any]]) -> Target:
-    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
-
-    from rollout.staging import EmbeddingTarget
-
-    path, first = users[0]
-    for user_path, module in users:
-        parameters = {name for name, parameter in module._parameters.items() if parameter is not None}
-        if not isinstance(module.quant_method, UnquantizedEmbeddingMethod) or parameters != {"weight"}:
-            raise WeightSyncError(f"shm weight sync cannot refresh {user_path}: it is quantized or has a bias")
-    return EmbeddingTarget(
-        name=f"{path}.weight",
-        weight=first.weight,
-        vocabulary=first.org_vocab_size,
-        heads=tuple(module for _, module in users if isinstance(module, ParallelLMHead)),
-        tables=tuple(module for _, module in users if not isinstance(module, ParallelLMHead)),
-        pack=_pack,
-    )
-
-
-def _pack(layer: Any) -> None:
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-    dispatch_cpu_unquantized_gemm(layer, remove_weight=False)
-
-
-def _pack_and_drop(layer: Any) -> None:
-    from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
-
-    dispatch_cpu_unquantized_gemm(layer, remove_weight=True)
+    return {"shm": ShmEngine, "ipc": IpcEngine, "nccl": NcclEngine}

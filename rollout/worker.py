@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +18,13 @@ from rollout.selfplay import SelfPlay
 from shared import messages as msg
 from shared.config import Config
 from shared.episodes import Ticket
-from shared.errors import PrimezeroError, WorkerFailedError
+from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, WorkerFailedError
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 from shared.transport import StreamClient
 
 LIVENESS_INTERVAL_S = 10.0
+ALIVE_INTERVAL_S = 2.0
+LAST_WORDS_S = 2.0
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +61,11 @@ async def _run(config: Config, spec: WorkerSpec) -> None:
 
 
 class RolloutWorker:
-    """Greets the learner, works through tickets, answers calls, until told to leave."""
+    """Greets the learner, works through tickets, answers calls, until told to leave.
+
+    Who the learner knows is an incarnation of a worker. When the learner, perhaps another one by now, does not know
+    this one, all work is dropped and it says hello as a new one; the engine stays. While the learner is away it waits.
+    """
 
     def __init__(self, config: Config, spec: WorkerSpec, engine: Engine, client: StreamClient) -> None:
         self._config = config
@@ -67,75 +75,102 @@ class RolloutWorker:
         self._environment = make_environment(config.environment)
         self._chat = ChatTokenizer.from_folder(config.model.path)
         self._selfplay = SelfPlay(config, engine, self._environment, self._chat)
+        self._incarnation = 0
+        # What the learner has welcomed this incarnation into; until then what it sends is meant for an earlier one.
+        self._lineage: int | None = None
         self._sequence = 0
-        # Cleared from the moment new weights go live until the learner has seen them pass the probe.
+        self._version: int | None = None
+        # Set while the learner has seen the weights now live pass the probe, in this incarnation.
         self._weights_proven = asyncio.Event()
-        self._weights_proven.set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._steps: set[asyncio.Task[None]] = set()
+        self._watching: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def run(self) -> None:
-        """Until the learner says Bye. A failure in any part is reported to the learner, and raised."""
-        await self._greet()
-        self._start(self._watch_engine())
+        """Until the learner says Bye. A failure in any part is reported to the learner if it can be, and raised."""
         receiving = asyncio.create_task(self._receive())
         try:
+            await self._say_hello()
+            self._start(self._watch_engine(), self._watching)
+            self._start(self._say_alive(), self._watching)
             await asyncio.wait({receiving, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
                 self._failed.result()
             receiving.result()
         except Exception as error:
-            reason = str(error) if isinstance(error, PrimezeroError) else repr(error)
-            await self._client.send(msg.encode(msg.Failed(reason)))
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._client.send(msg.encode(msg.Failed(_reason(error)))), LAST_WORDS_S)
             raise
         finally:
-            for task in {receiving, *self._tasks}:
+            running = {receiving, *self._tasks, *self._steps, *self._watching}
+            for task in running:
                 task.cancel()
-            await asyncio.gather(receiving, *self._tasks, return_exceptions=True)
+            await asyncio.gather(*running, return_exceptions=True)
 
-    async def _greet(self) -> None:
+    async def _say_hello(self) -> None:
+        """As a new incarnation, which has done nothing yet."""
+        self._incarnation = secrets.randbits(63)
+        self._sequence = 0
+        self._version = None
+        self._weights_proven.clear()
         hello = msg.Hello(
             protocol=msg.PROTOCOL_VERSION,
             worker=self._spec.name,
-            incarnation=secrets.randbits(63),
+            incarnation=self._incarnation,
             model=model_fingerprint(self._config.model.path),
             tokenizer=tokenizer_fingerprint(self._config.model.path),
             environment=self._environment.fingerprint,
         )
         await self._client.send(msg.encode(hello))
-        # The learner may still be loading its model.
-        answer = await self._client.receive(self._config.rollout.start_timeout_s)
-        if isinstance(answer, msg.Refused):
-            raise WorkerFailedError(f"the learner refused this worker: {answer.reason}")
-        if not isinstance(answer, msg.Welcome):
-            raise WorkerFailedError(f"the learner answered a greeting with {type(answer).__name__}")
+
+    async def _begin_anew(self) -> None:
+        self._lineage = None
+        for task in self._tasks:
+            task.cancel()
+        # Begun steps end by themselves, within the engine's limits: cut short, they would leave it unusable.
+        await asyncio.gather(*self._tasks, *self._steps, return_exceptions=True)
+        await self._say_hello()
 
     async def _receive(self) -> None:
         while True:
             match await self._client.receive():
-                case msg.Work(tickets):
-                    for ticket in tickets:
-                        self._start(self._work(ticket))
-                case msg.Call(id, request):
-                    self._start(self._answer(id, request))
-                case msg.Ack():
-                    pass
-                case msg.ProbePassed():
-                    self._weights_proven.set()
+                case msg.Welcome(lineage, incarnation):
+                    if incarnation == self._incarnation:
+                        self._lineage = lineage
+                        log.info("welcomed into lineage %d", lineage)
+                case msg.Greet():
+                    log.warning("the learner does not know this worker: beginning anew")
+                    await self._begin_anew()
                 case msg.Refused(reason):
-                    raise WorkerFailedError(f"the learner refused a message: {reason}")
+                    if self._lineage is None:
+                        raise WorkerFailedError(f"the learner refused this worker: {reason}")
+                    raise SentAwayError(f"the learner gave this worker up: {reason}")
                 case msg.Bye():
                     return
+                case _ if self._lineage is None:
+                    pass
+                case msg.Work(tickets):
+                    for ticket in tickets:
+                        self._start(self._work(ticket), self._tasks)
+                case msg.Call(id, request):
+                    steps = isinstance(request, msg.FinishUpdate | msg.Sleep | msg.Wake)
+                    self._start(self._answer(id, request), self._steps if steps else self._tasks)
+                case msg.Ack():
+                    pass
+                case msg.ProbePassed(version):
+                    if version == self._version:
+                        self._weights_proven.set()
                 case message:
                     raise WorkerFailedError(f"the learner may not send {type(message).__name__}")
 
-    def _start(self, coroutine: Any) -> None:
+    def _start(self, coroutine: Coroutine[Any, Any, None], group: set[asyncio.Task[None]]) -> None:
         task = asyncio.create_task(coroutine)
-        self._tasks.add(task)
+        group.add(task)
+        task.add_done_callback(group.discard)
         task.add_done_callback(self._finished)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         if error is not None and not self._failed.done():
             self._failed.set_exception(error)
@@ -145,6 +180,12 @@ class RolloutWorker:
             await asyncio.sleep(LIVENESS_INTERVAL_S)
             await self._engine.check_alive()
 
+    async def _say_alive(self) -> None:
+        """Whoever has a broken engine does not get here: `_watch_engine` ends the worker."""
+        while True:
+            await asyncio.sleep(ALIVE_INTERVAL_S)
+            await self._client.send(msg.encode(msg.Alive()))
+
     async def _work(self, ticket: Ticket) -> None:
         closed = await self._selfplay.play(ticket)
         await self._weights_proven.wait()
@@ -152,13 +193,16 @@ class RolloutWorker:
         await self._client.send(msg.encode_closed(sequence, closed))
 
     async def _answer(self, id: int, request: msg.Request) -> None:
+        asked = self._incarnation
         try:
             result = await self._do(request)
         except Exception as error:
             log.exception("a call failed: %s", type(request).__name__)
-            reason = str(error) if isinstance(error, PrimezeroError) else repr(error)
-            result = msg.CallFailed(reason)
-        await self._client.send(msg.encode(msg.Reply(id, result)))
+            result = msg.CallFailed(_reason(error))
+        if asked == self._incarnation and self._lineage is not None:
+            await self._client.send(msg.encode(msg.Reply(id, result)))
+        if isinstance(result, msg.CallFailed):
+            await self._engine.check_alive()  # where the engine has become unusable, that is this worker's end
 
     async def _do(self, request: msg.Request) -> msg.Result:
         match request:
@@ -169,10 +213,11 @@ class RolloutWorker:
             case msg.UpdateWeights(info):
                 await self._engine.update_weights(info)
             case msg.FinishUpdate(version, probe):
-                self._weights_proven.clear()
-                timings = await self._engine.finish_weight_update(version)
-                scores = await self._engine.score(probe, f"probe-{version}")
-                return msg.UpdateFinished(tuple(scores.tolist()), timings.pause_s)
+                return await self._finish_update(version, probe)
+            case msg.Sleep():
+                await self._engine.sleep()
+            case msg.Wake():
+                await self._engine.wake()
             case msg.Evaluate(version):
                 evaluation = await evaluate(
                     self._engine,
@@ -186,3 +231,16 @@ class RolloutWorker:
                 )
                 return msg.Evaluated(evaluation)
         return msg.Done()
+
+    async def _finish_update(self, version: int, probe: Sequence[int]) -> msg.UpdateFinished:
+        if self._version is not None and version < self._version:
+            raise WeightSyncError(f"weight version {version} after {self._version}: a lineage never goes backwards")
+        self._weights_proven.clear()
+        self._version = version
+        timings = await self._engine.finish_weight_update(version)
+        scores = await self._engine.score(probe, f"probe-{version}")
+        return msg.UpdateFinished(tuple(scores.tolist()), timings.pause_s)
+
+
+def _reason(error: Exception) -> str:
+    return str(error) if isinstance(error, PrimezeroError) else repr(error)

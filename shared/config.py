@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 _NoneByName = BeforeValidator(lambda value: None if value == "none" else value)
 PositiveOrNone = Annotated[Annotated[float, Field(gt=0)] | None, _NoneByName]
 PathOrNone = Annotated[Path | None, _NoneByName]
+MAX_STALENESS = 16
 
 
 class Section(BaseModel):
@@ -178,7 +179,7 @@ class SelfPlayConfig(Section):
     )
     seed_problems_per_task: Count = Field(24, description="random valid problems that the buffer starts with")
     buffer_capacity: Count = Field(4096, description="problems kept per task; beyond it one leaves at random")
-    max_staleness: int = Field(1, ge=0, le=16, description="versions that a trained token may lie behind")
+    max_staleness: int = Field(1, ge=0, le=MAX_STALENESS, description="versions that a trained token may lie behind")
 
     @model_validator(mode="after")
     def _something_to_do(self) -> Self:
@@ -259,7 +260,7 @@ class LearnerConfig(Section):
 
     ranks: Count = Field(1, description="data-parallel learner processes")
     threads: Count = Field(1, description="CPU threads of each rank")
-    zero_stage: Literal[0, 1, 2, 3] = Field(1, description="DeepSpeed ZeRO stage")
+    zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage; 3 splits the weights too")
     lr: float = Field(1e-6, ge=0, description="AdamW learning rate, constant after warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -354,9 +355,7 @@ class Config(Section):
         if self.sync.keep_kv and self.sync.in_flight != "keep":
             raise ValueError(f"sync.keep_kv=true is for sync.in_flight=keep, not {self.sync.in_flight}")
         if self.model.dtype == "bfloat16" and self.learner.zero_stage == 0:
-            raise ValueError(
-                "learner.zero_stage=0 with model.dtype=bfloat16 would add up gradients in bfloat16: use 1 or 2"
-            )
+            raise ValueError("learner.zero_stage=0 with model.dtype=bfloat16 adds up gradients in bfloat16: use 1 to 3")
         if self.run.checkpoint_every % self.sync.every:
             raise ValueError(
                 f"run.checkpoint_every={self.run.checkpoint_every} must be a multiple of sync.every={self.sync.every}: "

@@ -25,6 +25,10 @@ class WorkerFailedError(PrimezeroError):
     """A rollout worker reported an error, or vanished with work open."""
 
 
+class SentAwayError(WorkerFailedError):
+    """The learner gave up a rollout worker that it had welcomed: another start of it may do better."""
+
+
 class EngineError(PrimezeroError):
     """The inference engine refused or failed an operation."""
 

@@ -54,9 +54,10 @@ class Hello(_Message, frozen=True):
 
 
 class Welcome(_Message, frozen=True):
-    """Learner → worker: accepted into this lineage."""
+    """Learner → worker: this incarnation is accepted into this lineage."""
 
     lineage: int
+    incarnation: int
 
 
 class Refused(_Message, frozen=True):

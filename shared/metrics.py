@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shared.errors import ConfigError
+
 
 class MetricsLog:
     """Appends to a .jsonl file. Not-finite numbers become null, so that every line is valid JSON."""
@@ -40,6 +42,12 @@ def cut_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict
             size += len(line)
         os.truncate(path, size)
     return kept
+
+
+def check_writable(path: Path) -> None:
+    """ConfigError unless a file can be written at `path`: for before the work whose result goes there."""
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"cannot write {path}: name a file in a folder that exists and is yours to write")
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
@@ -23,6 +24,8 @@ from shared.messages import Closed, Frame, Message, Refused, decode, encode
 LINGER_MS = 1000
 COPY_THRESHOLD = 65536
 REASONS_KEPT = 100
+TICK_S = 1.0
+UNSENT_MESSAGES = 1000
 
 log = logging.getLogger(__name__)
 
@@ -34,15 +37,30 @@ class StreamServer:
 
     A message that does not decode, or that the handler refuses with MessageError, is counted in
     `rejected` by its reason, logged, and answered with `Refused`. Any other error of the handler
-    goes to `on_failure` and ends the thread.
+    goes to `on_failure` and ends the thread. On the same thread `on_gone(peer)` is told that a
+    message could not be sent for want of a connection, and `on_tick()` is called every second, after
+    all that had arrived by then.
+
+    A peer is a connection: a worker that connects again has another name here, so nothing that was
+    under way on the old connection can be taken for the new one's. Nobody can take over a name that
+    is in use (ROUTER_HANDOVER stays off).
     """
 
     def __init__(
-        self, endpoint: str, handler: Handler, *, max_message_bytes: int, on_failure: Callable[[Exception], None]
+        self,
+        endpoint: str,
+        handler: Handler,
+        *,
+        max_message_bytes: int,
+        on_failure: Callable[[Exception], None],
+        on_gone: Callable[[bytes], None] = lambda peer: None,
+        on_tick: Callable[[], None] = lambda: None,
     ) -> None:
         self.rejected: Counter[str] = Counter()
         self._handler = handler
         self._on_failure = on_failure
+        self._on_gone = on_gone
+        self._on_tick = on_tick
         self._outbox: queue.SimpleQueue[tuple[bytes, list[Frame]]] = queue.SimpleQueue()
         self._closing = False
         self._ended = False
@@ -61,7 +79,7 @@ class StreamServer:
         self._thread.start()
 
     def send(self, peer: bytes, message: Message) -> None:
-        """Queue a message for a peer; from any thread. A peer that has gone is logged, not an error.
+        """Queue a message for a peer; from any thread. That a peer has gone is no error, but told to `on_gone`.
 
         Once the server has failed or is closed, messages go nowhere.
         """
@@ -84,9 +102,10 @@ class StreamServer:
         poller = zmq.Poller()
         poller.register(self._socket, zmq.POLLIN)
         poller.register(self._wake, zmq.POLLIN)
+        ticked = time.monotonic()
         try:
             while True:
-                ready = dict(poller.poll())
+                ready = dict(poller.poll(round(1000 * TICK_S)))
                 if self._wake in ready:
                     os.eventfd_read(self._wake)
                     self._flush()
@@ -94,6 +113,9 @@ class StreamServer:
                         break
                 if self._socket in ready:
                     self._receive()
+                if time.monotonic() - ticked >= TICK_S:
+                    self._on_tick()
+                    ticked = time.monotonic()
         except Exception as error:
             log.exception("the stream server failed")
             self._on_failure(error)
@@ -110,7 +132,8 @@ class StreamServer:
             try:
                 self._socket.send_multipart([peer, *frames])
             except zmq.ZMQError as error:
-                log.warning("peer %s is gone: %s", peer.hex(), error)
+                log.info("peer %s is gone: %s", peer.hex(), error)
+                self._on_gone(peer)
 
     def _receive(self) -> None:
         while True:
@@ -122,25 +145,29 @@ class StreamServer:
                 message, buffers = decode([frame.buffer for frame in frames])
                 self._handler(peer.bytes, message, buffers)
             except MessageError as error:
-                self._count(str(error).partition(":")[0])
+                self.count(str(error).partition(":")[0])
                 log.warning("refused a message of peer %s: %s", peer.bytes.hex(), error)
                 self.send(peer.bytes, Refused(str(error)))
 
-    def _count(self, reason: str) -> None:
+    def count(self, reason: str) -> None:
+        """One more in `rejected`; on the I/O thread."""
         # What a peer sends may shape the reason: the number of reasons kept is bounded.
         known = reason in self.rejected or len(self.rejected) < REASONS_KEPT
         self.rejected[reason if known else "other"] += 1
 
 
 class StreamClient:
-    """A rollout worker's end, for one asyncio loop. ZeroMQ reconnects by itself."""
+    """A rollout worker's end, for one asyncio loop. ZeroMQ reconnects by itself.
+
+    What is sent while the learner is away waits, and arrives in order; past UNSENT_MESSAGES `send` waits too.
+    """
 
     def __init__(self, endpoint: str, *, max_message_bytes: int) -> None:
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, LINGER_MS)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
-        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.SNDHWM, UNSENT_MESSAGES)
         self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.connect(endpoint)
 

@@ -25,6 +25,7 @@ def random_tokens(lengths=(3, 5, 2, 4), *, seed: int = 0, reference: bool = Fals
         advantages=torch.tensor(g.standard_normal(count)),
         token_weights=torch.tensor(g.random(count)),
         rows=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)),
+        staleness=torch.tensor(g.choice([0, 1, 3], count)),
     )
 
 

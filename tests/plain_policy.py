@@ -1,25 +1,38 @@
 """The policy's update in plain PyTorch, to compare with, and what the policy's tests look at."""
 
 import math
-import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from random_batches import random_batch
-from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from learner.batch import TrainingBatch, broadcast
+import learner.policy
+from learner.batch import TrainingBatch
 from learner.policy import Policy
+from learner.ranks import Leader
 from learner.train_metrics import TrainMetrics
-from learner.trainer import _follow_update
-from shared.config import LearnerConfig
+from shared.config import LearnerConfig, TrustRegionConfig
+
+# The model is so small that under ZeRO-3 all of it would stay whole.
+learner.policy.PERSISTENT_ELEMENTS = 0
 
 # With the first of Adam's betas at 0, its first moment is the (clipped) gradient itself.
 CONFIG = LearnerConfig(lr=1e-3, betas=(0.0, 0.95), gradient_clip=1e9, entropy_coefficient=0.05, logit_chunk_tokens=8)
 TEMPERATURE = 0.8
+
+CAPPED = TrustRegionConfig(importance_cap=1.1)
+ICEPOP = TrustRegionConfig(correction="icepop", band_low=0.6, band_high=1.6)
+SEQUENCE_MASK = TrustRegionConfig(correction="sequence_mask", band_low=0.6, band_high=1.6)
+UNCORRECTED = TrustRegionConfig(correction="none")
+SEVERAL_STEPS = {
+    "optimizer_steps_per_batch": 3,
+    "max_tokens": 40,
+    "betas": (0.0, 0.0),
+    "lr": 0.02,
+    "gradient_clip": 0.5,
+}
 
 AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
 
@@ -35,20 +48,21 @@ def make_policy(
     return kind(folder, dtype=dtype, config=config, temperature=TEMPERATURE, **ranks)
 
 
-def weights_of(policy: Policy) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in policy.module.named_parameters()}
+def weights_of(policy: Policy | Leader) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in policy.weights}
 
 
 def gradients_of(policy: Policy) -> dict[str, torch.Tensor]:
     """The clipped gradients of the last optimizer step; every rank must ask."""
     from deepspeed.utils import safe_get_full_optimizer_state  # after learner.policy has chosen the accelerator
 
-    def moment(parameter: torch.nn.Parameter) -> torch.Tensor:
+    def moment(name: str, shape: tuple[int, ...]) -> torch.Tensor:
+        parameter = policy._engine.module.causal_lm.get_parameter(name)
         if policy._config.zero_stage == 0:
             return policy._engine.optimizer.state[parameter]["exp_avg"].clone()
-        return safe_get_full_optimizer_state(parameter, "exp_avg").view(parameter.shape).clone()
+        return safe_get_full_optimizer_state(parameter, "exp_avg").view(shape).clone()
 
-    return {name: moment(p) for name, p in policy.module.named_parameters()}
+    return {name: moment(name, shape) for name, shape in policy.shapes.items()}
 
 
 class PlainPyTorch:
@@ -141,67 +155,8 @@ def assert_same_update(
         assert (weights[name] - parameter)[clear].abs().max() <= 1e-6, name
 
 
-@dataclass(frozen=True)
-class Case:
-    """A configuration and a batch, to be trained on by two ranks and alone."""
-
-    zero_stage: int
-    max_tokens: int
-    rows: int = 14
-    changes: dict[str, Any] = field(default_factory=dict)
-
-    def config(self, reference: Path) -> LearnerConfig:
-        own = {"zero_stage": self.zero_stage, "max_tokens": self.max_tokens, "reference_model": reference}
-        return CONFIG.model_copy(update=own | self.changes)
-
-    @property
-    def batch(self) -> TrainingBatch:
-        return random_batch(rows=self.rows, copies=2)
-
-
-def train_as_rank(rank: int, port: int, model_folder: Path, reference: Path, cases: list[Case], out: Path) -> None:
-    """One of two ranks: rank 0 leads, the other follows; each writes what it ends with."""
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    for number, case in enumerate(cases):
-        config = case.config(reference)
-        policy = make_policy(model_folder, config, kind=RecordingPolicy, rank=rank, world_size=2, local_rank=rank)
-        if rank == 0:
-            lead(policy, case.batch)
-        else:
-            while _follow_update(policy, rank):
-                pass
-        gradients = {f"gradient.{name}": g for name, g in gradients_of(policy).items()}
-        weights = {f"weight.{name}": w for name, w in weights_of(policy).items()}
-        save_file(policy.records | gradients | weights, out / f"{number}.{rank}.safetensors")
-    torch.distributed.destroy_process_group()
-
-
-def lead(policy: Policy, batch: TrainingBatch) -> None:
-    """What rank 0 does with a batch, and then with none."""
-    if policy.penalises_reward:
-        broadcast(batch, 0)
-        policy.reference_penalty(batch)
-    broadcast(batch, 0)
-    policy.train(batch)
-    broadcast(None, 0)
-
-
-class RecordingPolicy(Policy):
-    """Keeps what its methods return, as tensors."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.records: dict[str, torch.Tensor] = {}
-
-    def reference_penalty(self, batch: TrainingBatch) -> torch.Tensor:
-        self.records["penalty"] = super().reference_penalty(batch)
-        return self.records["penalty"]
-
-    def train(self, batch: TrainingBatch) -> TrainMetrics:
-        metrics = super().train(batch)
-        numbers = [math.nan if value is None else value for value in asdict(metrics).values()]
-        self.records["metrics"] = torch.tensor(numbers, dtype=torch.float64)
-        return metrics
+def flat(metrics: TrainMetrics) -> dict[str, float | None]:
+    """All numbers of the metrics by name."""
+    numbers = asdict(metrics)
+    by_staleness = numbers.pop("mismatch_by_staleness")
+    return numbers | {f"{name} at {age}": value for age, own in by_staleness.items() for name, value in own.items()}

@@ -32,6 +32,7 @@ def random_batch(
         behaviour_logprobs=-4 + torch.randn(response_tokens, generator=g),
         advantages=torch.randn(rows, generator=g),
         row_weights=torch.where(torch.rand(rows, generator=g) < 0.5, 1.0, 0.125),
+        staleness=torch.randint(0, 3, (response_tokens,), generator=g),
     )
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch.segments import used_by
+
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "launch/configs/cpu_demo.toml"
 SMALL = {
@@ -76,13 +78,34 @@ class Run:
                 continue
         return alive
 
+    def process_named(self, kind: str, which: int = 0) -> psutil.Process:
+        """One of the run's processes of a kind, in the order of their ids: as Ray or vLLM has named it."""
+        found = [p for p in self.processes() if kind in p.name() or kind in " ".join(p.cmdline())]
+        return sorted(found, key=lambda process: process.pid)[which]
+
     def records(self, name: str) -> list[dict]:
         return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
 
 
-def leftovers() -> set[str]:
-    """Files of the kinds that a run makes outside its folder."""
-    return {str(p) for kind in ("primezero-*", "psm_*", "sem.mp-*") for p in Path("/dev/shm").glob(kind)}
+def check_records(run: Run) -> None:
+    """Every step exactly once, whatever was killed; the engine had the learner's weights after every sync."""
+    steps = run.records("metrics.jsonl")
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert [s["step"] for s in steps] == list(range(1, summary["steps"] + 1))
+    walls = [s["wall_s"] for s in steps]
+    assert walls == sorted(walls)
+    assert summary["episodes"] == sum(s["episodes"] + s["untrained_episodes"] for s in steps)
+    assert all(s["sync"]["probe_difference"] < 1e-4 for s in steps)
+    assert all(s["learner"]["mismatch_max"] < 1e-3 for s in steps if s["staleness_max"] == 0)
+    evaluations = [e["version"] for e in run.records("evaluations.jsonl")]
+    assert evaluations == sorted(set(evaluations))
+    assert evaluations[-1] == summary["steps"]
+
+
+def leftovers() -> set[Path]:
+    """Shared memory of the kinds that a run makes, which nobody has open: what another run uses is none."""
+    kinds = ("primezero-*", "psm_*", "sem.mp-*")
+    return {path for kind in kinds for path in Path("/dev/shm").glob(kind)} - used_by(psutil.process_iter())
 
 
 def loaded(folder: Path) -> dict:

@@ -42,5 +42,6 @@ def start(tmp_path: Path, format_model: Path) -> Iterator[Callable[..., Run]]:
             process.kill()
         assert left == []
         assert list(run.temporary.glob("primezero-*")) == []
+        assert [path for path in run.temporary.rglob("*") if path.is_socket()] == []
         shutil.rmtree(run.temporary)
     assert leftovers() <= before

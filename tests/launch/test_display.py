@@ -1,9 +1,12 @@
+import datetime
 import json
 
 import pytest
 
 from launch.display import Display, summary_lines
+from launch.restart_log import RestartLog
 from launch.run_folder import RunFolder
+from launch.supervisor import Origin, Restart
 from learner.progress import Progress, Summary
 from shared.config_file import load_config
 from shared.episodes import Evaluation, Task, TaskAccuracy
@@ -47,6 +50,45 @@ def test_a_line_that_is_still_being_written_waits(tmp_path, capsys):
     path.write_text(written)
     display.refresh()
     assert "version 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("restart", "line"),
+    [
+        (
+            Restart("rollout-0", "rollout-0 failed: a fault", 1, 5, 0.0, Origin(lineage=2)),
+            "rollout-0 failed: a fault; rollout-0 is started again (1 of at most 5 times in ten minutes)",
+        ),
+        (
+            Restart("learner", "the process of learner-1 died", 3, 5, 2.0, Origin(lineage=3, version=40)),
+            "the process of learner-1 died; learner is started again from step 40, lineage 3, in 2 s "
+            "(3 of at most 5 times in ten minutes)",
+        ),
+        (
+            Restart("learner", "the process of learner-0 died", 1, 5, 0.0, Origin(lineage=1, version=0)),
+            "the process of learner-0 died; learner is started again from the beginning, lineage 1 "
+            "(1 of at most 5 times in ten minutes)",
+        ),
+    ],
+)
+def test_a_restart_is_a_line_with_what_ended_why_and_what_it_goes_on_from(tmp_path, capsys, restart, line):
+    display = Display(load_config(None), RunFolder(tmp_path, resume_from=None, lineage=0))
+    capsys.readouterr()
+    display.restart(restart)
+    assert capsys.readouterr().out.splitlines() == [line]
+
+
+def test_restarts_are_on_record_over_all_starts_of_a_run(tmp_path):
+    path = tmp_path / "restarts.jsonl"
+    for number, origin in ((1, Origin(0)), (2, Origin(1, 40))):
+        with RestartLog(path) as log:
+            log.write(Restart("learner" if origin.version else "rollout-0", "a fault", number, 5, number - 1.0, origin))
+    first, second = (json.loads(line) for line in path.read_text().splitlines())
+    times = [datetime.datetime.fromisoformat(record.pop("time")) for record in (first, second)]
+    assert times[0] <= times[1] <= datetime.datetime.now(datetime.UTC)
+    about = {"reason": "a fault"}
+    assert first == about | {"process": "rollout-0", "number": 1, "delay_s": 0, "lineage": 0, "version": None}
+    assert second == about | {"process": "learner", "number": 2, "delay_s": 1, "lineage": 1, "version": 40}
 
 
 def summary(held_out_after: float | None) -> Summary:

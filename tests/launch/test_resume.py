@@ -11,7 +11,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
 def test_a_run_whose_learner_was_killed_goes_on_from_its_last_checkpoint_by_the_same_command(start):
-    command = {"run.steps": 60, "run.checkpoint_every": 2, "learner.ranks": 2}
+    command = {"run.steps": 60, "run.checkpoint_every": 2, "run.max_restarts": 0, "learner.ranks": 2}
     first = start(**command)
     first.wait_for(r"step +5/")
     learners = [p for p in first.processes() if "LearnerProcess" in " ".join(p.cmdline())]

@@ -1,12 +1,16 @@
 import re
+import shutil
 import stat
+from dataclasses import asdict
 
 import pytest
 
 from launch.run_folder import open_run_folder
 from learner.checkpoint import CheckpointStore, TrainerState
+from learner.progress import Summary
 from shared.config_file import load_config
-from shared.errors import ConfigError
+from shared.errors import CheckpointError, ConfigError
+from shared.metrics import write_json
 
 
 def config_for(folder, **overrides):
@@ -72,6 +76,39 @@ def test_every_start_of_a_run_is_another_lineage(tmp_path):
             checkpoint(run.path, 20)
             lineages.append(run.lineage)
     assert lineages == [0, 1, 2]
+
+
+def test_a_learner_that_died_goes_on_from_the_newest_intact_checkpoint_under_the_next_lineage(tmp_path, capsys):
+    with open_run_folder(config_for(tmp_path)) as run:
+        (run.path / "STOP").touch()
+        again = run.go_on()
+        assert (again.resume_from, again.version, again.lineage) == (None, 0, 1)
+        older, newest = (checkpoint(run.path, version) for version in (20, 40))
+        again = run.go_on()
+        assert (again.resume_from, again.version, again.lineage) == (newest, 40, 2)
+        (newest / "state.json").write_text("{}")
+        again = again.go_on()
+        assert (again.resume_from, again.version, again.lineage) == (older, 20, 3)
+        assert str(newest) in capsys.readouterr().out
+        assert (run.path / "STOP").exists()
+        (older / "state.json").write_text("{}")
+        with pytest.raises(CheckpointError, match="every checkpoint"):
+            again.go_on()
+    for path in (older, newest):
+        shutil.rmtree(path)
+    newest = checkpoint(run.path, 60)
+    with open_run_folder(config_for(tmp_path)) as next_start:
+        assert next_start.lineage == 4  # a failed start has none of its own
+        assert next_start.version == 60
+
+
+def test_a_run_is_finished_once_its_summary_is_on_record(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        assert run.finished() is None
+        accuracy = {"deduction": {"before": 0.1, "after": 0.2}}
+        summary = Summary(0.1, 0.2, 0.3, accuracy, None, 0.5, 5, 1.5, 10, 100, 6, 0)
+        write_json(run.path / "summary.json", asdict(summary))
+        assert run.finished() == summary
 
 
 def test_a_folder_of_another_version_of_the_configuration_says_so(tmp_path):

@@ -2,9 +2,10 @@ import multiprocessing
 import os
 from pathlib import Path
 
+import psutil
 import pytest
 
-from launch.segments import remove, segments_of_descendants
+from launch.segments import remove, used_by
 
 
 def hold(name, ready, end):
@@ -25,21 +26,22 @@ def child():
     process = spawn.Process(target=hold, args=(name, ready, end))
     process.start()
     assert ready.wait(30)
-    yield Path("/dev/shm") / name
+    yield psutil.Process(process.pid), Path("/dev/shm") / name
     process.kill()
     process.join(10)
 
 
-def test_what_a_child_holds_is_found_and_removed_and_nothing_else(child):
+def test_what_a_process_holds_is_found_and_removed_and_nothing_else(child):
+    process, held = child
     foreign = Path("/dev/shm") / f"psm_foreign{os.getpid()}"
     foreign.write_text("somebody else's")
     try:
-        found = segments_of_descendants()
-        assert child in found
+        found = used_by([process])
+        assert held in found
         assert any(path.name.startswith("sem.mp-") for path in found)
         assert foreign not in found
         remove(found | {Path("/dev/shm/psm_gone")})
-        assert not child.exists()
+        assert not held.exists()
         assert foreign.exists()
     finally:
         foreign.unlink()

@@ -35,7 +35,7 @@ def test_two_rollout_workers_at_learning_rate_zero_change_nothing(start, format_
 
 
 def test_two_learner_ranks_train_and_the_run_is_recorded(start, format_model):
-    run = start(**{"learner.ranks": 2, "selfplay.max_staleness": 0, "run.seed": 3})
+    run = start(**{"learner.ranks": 2, "learner.zero_stage": 3, "selfplay.max_staleness": 0, "run.seed": 3})
     output = run.finish()
     assert run.process.returncode == 0, output
     summary = json.loads((run.folder / "summary.json").read_text())
@@ -47,6 +47,10 @@ def test_two_learner_ranks_train_and_the_run_is_recorded(start, format_model):
     assert {"accuracy_before", "accuracy_after", "accuracy_best", "wall_s", "tokens_generated"} <= set(summary)
     steps = run.records("metrics.jsonl")
     assert all(s["staleness_max"] == 0 for s in steps)
+    # On-policy: one step for each batch, sampled by the weights that it trains.
+    assert {s["learner"]["ratio_mean"] for s in steps} == {1}
+    assert all([*s["learner"]["mismatch_by_staleness"]] == ["0"] for s in steps)
+    assert all(s["learner"]["mismatch_max"] < 1e-4 for s in steps)
     assert all(0 < s["sync"]["probe_difference"] < 1e-4 for s in steps)
     assert sum(s["response_tokens"] for s in steps) == summary["tokens_generated"]
     assert load_config(run.folder / "config.toml").learner.ranks == 2
@@ -85,18 +89,18 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
 
 
 def kill_engine(run: Run) -> None:
-    (engine,) = [p for p in run.processes() if "EngineCore" in p.name() or "EngineCore" in " ".join(p.cmdline())]
-    engine.kill()
+    run.process_named("EngineCore").kill()
 
 
 def kill_worker(run: Run) -> None:
-    (worker,) = [p for p in run.processes() if "RolloutProcess" in " ".join(p.cmdline())]
-    worker.kill()
+    run.process_named("RolloutProcess").kill()
 
 
 @pytest.mark.parametrize(("kill", "named"), [(kill_engine, "engine"), (kill_worker, "rollout-0")])
-def test_a_process_that_dies_ends_the_run_with_an_error_that_names_it(start, kill: Callable[[Run], None], named: str):
-    run = start(**{"run.steps": 10_000})
+def test_a_process_that_may_not_be_started_again_ends_the_run_with_an_error_that_names_it(
+    start, kill: Callable[[Run], None], named: str
+):
+    run = start(**{"run.steps": 10_000, "run.max_restarts": 0})
     run.wait_for(r"step +2/")
     kill(run)
     output = run.finish()

@@ -1,11 +1,14 @@
 """A tiny model and a process group of one, shared by the learner's tests."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from random_batches import VOCABULARY, free_port
+from safetensors.torch import load_file, save_file
 
 torch.set_num_threads(1)
 
@@ -36,3 +39,23 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def single_process() -> None:
     """The environment of a process group of one."""
     os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
+
+
+@pytest.fixture(scope="session")
+def reference_folder(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of the policy's shape with other weights."""
+    folder = tmp_path_factory.mktemp("reference") / "model"
+    shutil.copytree(model_folder, folder)
+    g = torch.Generator().manual_seed(1)
+    weights = load_file(folder / "model.safetensors")
+    moved = {name: w + 0.05 * torch.randn(w.shape, generator=g) for name, w in weights.items()}
+    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _plain_linear() -> Iterator[None]:
+    """ZeRO-3 replaces this function for the whole process."""
+    linear = torch.nn.functional.linear
+    yield
+    torch.nn.functional.linear = linear

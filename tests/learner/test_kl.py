@@ -37,6 +37,7 @@ def expected_gradient(estimator: str, behaviour_shift: torch.Tensor | None = Non
         advantages=advantages,
         token_weights=behaviour.exp(),
         rows=torch.arange(VOCABULARY),
+        staleness=torch.zeros(VOCABULARY, dtype=torch.int64),
     )
     region = {"importance_cap": 1e9}
     config = LearnerConfig(kl_coefficient=BETA, kl_estimator=estimator, trust_region=region)

@@ -9,7 +9,7 @@ from learner.collector import Batch
 from learner.normalise import Normaliser, permute_within_cells
 from learner.packing import plan_step
 from shared.config_file import load_config
-from shared.episodes import ClosedTicket, Episode, Role, Task, TicketId, Verdict
+from shared.episodes import ClosedTicket, Episode, Role, Task, TicketId, Verdict, VersionSpan
 from shared.errors import CheckpointError, PrimezeroError
 
 PROBLEM = make_problem("k")
@@ -53,6 +53,12 @@ def test_each_task_and_role_is_normalised_by_itself():
     assert rows.groups == [None, 0, 0, None, 1, 1]
     high = 0.5**0.5  # two values lie half their distance from the mean; ddof 1 makes the deviation √½ of it
     assert normalised(batch).advantages.tolist() == pytest.approx([-high, high, -high, high, -high, high], rel=1e-4)
+
+
+def test_staleness_is_counted_from_the_version_that_the_batch_is_trained_at():
+    fresh, stale = make_episode(version=3), replace(make_episode(), spans=(VersionSpan(2, 0, 1), VersionSpan(3, 1, 2)))
+    batch = batch_of(ticket_of(0, [fresh, stale], make_episode(Role.PROPOSER, version=1)), number=3)
+    assert normalised(batch).staleness.tolist() == [2, 2, 0, 0, 1, 0]
 
 
 def test_solver_rows_weigh_their_configured_share():

@@ -14,7 +14,7 @@ from learner.objective import (
     mean_weights,
     policy_loss,
 )
-from shared.config import LearnerConfig, TrustRegionConfig
+from shared.config import MAX_STALENESS, LearnerConfig, TrustRegionConfig
 
 CONFIG = LearnerConfig(trust_region=TrustRegionConfig(clip_low=0.2, clip_high=0.28, importance_cap=2.0))
 CORRECTIONS = ("truncated", "icepop", "sequence_mask", "none")
@@ -38,6 +38,7 @@ def one_token(ratio=1.0, advantage=1.0, behaviour_gap=0.0, config=CONFIG):
         advantages=torch.tensor([advantage]),
         token_weights=torch.ones(1),
         rows=torch.zeros(1, dtype=torch.int64),
+        staleness=torch.zeros(1, dtype=torch.int64),
     )
     loss, sums = policy_loss(tokens, config, 0.0)
     loss.backward()
@@ -81,14 +82,24 @@ def test_the_sums_are_those_of_the_tokens():
     assert sums.importance_weight_squared.item() == pytest.approx((w**2).sum())
     assert sums.truncated.item() == (np.exp(mismatch) > 2).sum() > 0
     assert sums.masked.item() == 0
-    assert sums.mismatch.item() == pytest.approx(mismatch.sum())
-    assert sums.mismatch_absolute.item() == pytest.approx(np.abs(mismatch).sum())
-    assert sums.mismatch_max.item() == pytest.approx(np.abs(mismatch).max())
     assert sums.entropy.item() == pytest.approx(tokens.entropy.sum())
     assert sums.tokens.item() == 280
     d = (tokens.new_logprobs - tokens.reference_logprobs).numpy()
     assert sums.reference_kl.item() == pytest.approx((np.exp(-d) - 1 + d).sum())
     assert policy_loss(replace(tokens, reference_logprobs=None), CONFIG, 0.0)[1].reference_kl.item() == 0
+
+
+def test_the_mismatch_is_summed_for_each_staleness():
+    tokens = random_tokens((3, 5, 2, 4) * 20)
+    mismatch, staleness = (tokens.old_logprobs - tokens.behaviour_logprobs).numpy(), tokens.staleness.numpy()
+    _, sums = policy_loss(tokens, CONFIG, 0.03)
+    for version in range(MAX_STALENESS + 1):
+        own = mismatch[staleness == version]
+        assert sums.stale[version].item() == len(own)
+        assert (len(own) > 0) == (version in (0, 1, 3))
+        assert sums.mismatch[version].item() == pytest.approx(own.sum())
+        assert sums.mismatch_absolute[version].item() == pytest.approx(np.abs(own).sum())
+        assert sums.mismatch_max[version].item() == pytest.approx(np.abs(own).max(initial=0))
 
 
 @pytest.mark.parametrize("advantage", [2.0, -2.0])
@@ -151,7 +162,7 @@ def test_importance_weight_of_one_token_is_detached(correction, gap, weight):
     assert sums.importance_weight.item() == pytest.approx(weight)
     assert sums.truncated.item() == (weight == 2.0)
     assert sums.masked.item() == (weight == 0.0)
-    assert sums.mismatch_max.item() == pytest.approx(abs(gap))
+    assert sums.mismatch_max[0].item() == pytest.approx(abs(gap))
     assert sums.tokens.item() == 1
 
 
@@ -210,6 +221,7 @@ def test_entropy_is_raised_and_not_importance_weighted():
         advantages=torch.zeros(3),
         token_weights=weights,
         rows=torch.arange(3),
+        staleness=torch.zeros(3, dtype=torch.int64),
     )
     p = log_p.exp().detach()
     by_hand = 0.1 * weights[:, None] * p * (log_p.detach() + entropy.detach()[:, None])
@@ -246,14 +258,15 @@ def test_parts_of_a_step_add_up_to_the_whole(averaging, correction):
     assert sum(loss for loss, _ in parts).item() == pytest.approx(whole.item(), rel=1e-6)
     combined = LossSums.combine([sums for _, sums in parts])
     for name in LossSums.__dataclass_fields__:
-        assert getattr(combined, name).item() == pytest.approx(getattr(whole_sums, name).item(), rel=1e-6)
+        torch.testing.assert_close(getattr(combined, name), getattr(whole_sums, name), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("correction", CORRECTIONS)
 def test_no_tokens_cost_nothing(correction):
-    nothing = LossTokens(*[torch.zeros(0)] * 7, rows=torch.zeros(0, dtype=torch.int64))
+    none = torch.zeros(0, dtype=torch.int64)
+    nothing = LossTokens(*[torch.zeros(0)] * 7, rows=none, staleness=none)
     loss, sums = policy_loss(nothing, config_of(correction, "k3", 0.1), 0.1)
-    assert loss.item() == sums.tokens.item() == sums.mismatch_max.item() == 0
+    assert loss.item() == sums.tokens.item() == sums.mismatch_max.max().item() == sums.stale.sum().item() == 0
 
 
 @pytest.mark.parametrize(

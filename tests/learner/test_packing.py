@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 
 from learner.batch import TrainingBatch
 from learner.packing import deal_out, merge_rows, pack, plan_step
+from shared.config import MAX_STALENESS
 from shared.episodes import Episode, Role, Task, Verdict, VersionSpan
 
 
 def batch_of(pairs) -> TrainingBatch:
-    """Rows of (prompt ids, response ids); advantage r + 1, row weight 1, and log-probabilities that name the token."""
+    """Rows of (prompt ids, response ids); advantage r + 1, row weight 1, log-probabilities that name the token."""
     responses = [response for _, response in pairs]
     return TrainingBatch(
         prompt_lengths=torch.tensor([len(prompt) for prompt, _ in pairs]),
@@ -21,6 +22,7 @@ def batch_of(pairs) -> TrainingBatch:
         behaviour_logprobs=-torch.arange(float(sum(map(len, responses)))),
         advantages=torch.arange(1.0, len(pairs) + 1),
         row_weights=torch.ones(len(pairs)),
+        staleness=torch.arange(sum(map(len, responses))) % 5,
     )
 
 
@@ -50,10 +52,11 @@ def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_to
         assert positions.tolist() == [i for n in lengths for i in range(n)]
         assert len(ids) <= max_tokens or len(lengths) == 1
         assert ids[micro_batch.predicting + 1].tolist() == micro_batch.targets.tolist()
-        for source, row, logprob in zip(
-            micro_batch.source, micro_batch.rows, micro_batch.behaviour_logprobs, strict=True
+        for source, row, logprob, staleness in zip(
+            micro_batch.source, micro_batch.rows, micro_batch.behaviour_logprobs, micro_batch.staleness, strict=True
         ):
             index = int(-logprob)
+            assert staleness == index % 5
             assert micro_batch.targets[source] == response_tokens[index]
             assert row == row_of[index]
             seen.append(index)
@@ -77,6 +80,7 @@ def test_equal_rows_share_one_sequence_and_keep_their_terms():
     assert micro_batch.source.tolist() == [0, 1, 0, 1, 2, 3, 4]
     assert micro_batch.advantages.tolist() == [1, 1, 3, 3, 2, 2, 2]
     assert micro_batch.rows.tolist() == [0, 0, 2, 2, 1, 1, 1]
+    assert micro_batch.staleness.tolist() == [0, 1, 0, 1, 2, 3, 4]
 
 
 def test_a_prompt_and_response_cut_elsewhere_is_another_sequence():
@@ -114,6 +118,7 @@ def test_mini_batches_spread_every_prompt_and_lose_no_row():
         assert [problems.count(p) for p in range(6)] == [3] * 6
         for (prompt, response), logprob in zip(part.rows(), part.behaviour_logprobs, strict=True):
             assert pairs[int(-logprob)] == (prompt.tolist(), response.tolist())
+        assert part.staleness.tolist() == [int(-logprob) % 5 for logprob in part.behaviour_logprobs]
 
 
 def test_mini_batches_are_as_equal_as_possible_and_never_empty():
@@ -123,14 +128,14 @@ def test_mini_batches_are_as_equal_as_possible_and_never_empty():
     assert batch.mini_batches(1) == [batch]
 
 
-def episode(prompt, response, logprobs):
+def episode(prompt, response, logprobs, *, version=0, spans=None):
     return Episode(
         role=Role.SOLVER,
         task=Task.DEDUCTION,
         prompt_ids=np.array(prompt, np.int32),
         response_ids=np.array(response, np.int32),
         behaviour_logprobs=np.array(logprobs, np.float32),
-        spans=(VersionSpan(0, 0, len(response)),),
+        spans=spans or (VersionSpan(version, 0, len(response)),),
         truncated=False,
         verdict=Verdict.CORRECT,
         reward=1.0,
@@ -138,8 +143,9 @@ def episode(prompt, response, logprobs):
 
 
 def test_a_batch_holds_the_stored_completions():
-    episodes = [episode([1, 2], [3], [-0.5]), episode([4], [5, 6], [-1.0, -2.0])]
-    batch = TrainingBatch.from_episodes(episodes, np.array([1.0, -1.0]), np.array([1.0, 0.125]))
+    crossing = (VersionSpan(5, 0, 1), VersionSpan(7, 1, 2))
+    episodes = [episode([1, 2], [3], [-0.5], version=6), episode([4], [5, 6], [-1.0, -2.0], spans=crossing)]
+    batch = TrainingBatch.from_episodes(episodes, np.array([1.0, -1.0]), np.array([1.0, 0.125]), version=7)
     assert batch.token_ids.tolist() == [1, 2, 3, 4, 5, 6]
     assert batch.prompt_lengths.tolist() == [2, 1]
     assert batch.response_lengths.tolist() == [1, 2]
@@ -147,15 +153,24 @@ def test_a_batch_holds_the_stored_completions():
     assert batch.advantages.tolist() == [1.0, -1.0]
     assert batch.row_weights.tolist() == [1.0, 0.125]
     dtypes = [getattr(batch, f.name).dtype for f in dataclasses.fields(batch)]
-    assert dtypes == [torch.int64] * 3 + [torch.float32] * 3
+    assert batch.staleness.tolist() == [1, 2, 0]
+    assert dtypes == [torch.int64] * 3 + [torch.float32, torch.int64] + [torch.float32] * 2
 
 
 @pytest.mark.parametrize("episodes", [[], [episode([1], [], [])], [episode([], [1], [0.0])]])
 def test_a_batch_without_tokens_is_refused(episodes):
     with pytest.raises(ValueError, match="episode"):
-        TrainingBatch.from_episodes(episodes, np.ones(len(episodes)), np.ones(len(episodes)))
+        TrainingBatch.from_episodes(episodes, np.ones(len(episodes)), np.ones(len(episodes)), version=0)
 
 
 def test_a_batch_needs_an_advantage_for_each_episode():
     with pytest.raises(ValueError, match="2 advantages"):
-        TrainingBatch.from_episodes([episode([1], [1], [0.0])], np.ones(2), np.ones(1))
+        TrainingBatch.from_episodes([episode([1], [1], [0.0])], np.ones(2), np.ones(1), version=0)
+
+
+@pytest.mark.parametrize(("sampled", "trained"), [(1, 0), (0, MAX_STALENESS + 1)])
+def test_tokens_of_no_admitted_staleness_are_refused(sampled, trained):
+    with pytest.raises(ValueError, match=f"staleness {trained - sampled}"):
+        TrainingBatch.from_episodes(
+            [episode([1], [1], [0.0], version=sampled)], np.ones(1), np.ones(1), version=trained
+        )

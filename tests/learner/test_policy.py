@@ -1,51 +1,37 @@
 import math
-import multiprocessing
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from plain_policy import (
+    CAPPED,
     CONFIG,
-    Case,
+    ICEPOP,
+    SEQUENCE_MASK,
+    SEVERAL_STEPS,
+    UNCORRECTED,
     PlainPyTorch,
     assert_same_update,
+    flat,
     gradients_of,
     make_policy,
-    train_as_rank,
     weights_of,
 )
-from random_batches import free_port, random_batch
+from random_batches import random_batch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from learner.train_metrics import TrainMetrics
+from learner.train_metrics import Mismatch, TrainMetrics
 from shared.config import TrustRegionConfig
 from shared.errors import ModelFolderError
 
 pytestmark = pytest.mark.usefixtures("single_process")
 
-CAPPED = TrustRegionConfig(importance_cap=1.1)
-ICEPOP = TrustRegionConfig(correction="icepop", band_low=0.6, band_high=1.6)
-SEQUENCE_MASK = TrustRegionConfig(correction="sequence_mask", band_low=0.6, band_high=1.6)
-UNCORRECTED = TrustRegionConfig(correction="none")
 
-
-@pytest.fixture(scope="module")
-def reference_folder(model_folder, tmp_path_factory) -> Path:
-    """A model of the policy's shape with other weights."""
-    folder = tmp_path_factory.mktemp("reference") / "model"
-    shutil.copytree(model_folder, folder)
-    g = torch.Generator().manual_seed(1)
-    weights = load_file(folder / "model.safetensors")
-    moved = {name: w + 0.05 * torch.randn(w.shape, generator=g) for name, w in weights.items()}
-    save_file(moved, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
-
-
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("max_tokens", [1000, 40, 15], ids=["one micro-batch", "three", "many"])
 def test_update_equals_plain_pytorch(model_folder, zero_stage, max_tokens):
     batch = random_batch(rows=14, copies=2)
@@ -62,6 +48,7 @@ def test_update_equals_plain_pytorch(model_folder, zero_stage, max_tokens):
         {"averaging": "sequence"},
         {"gradient_clip": 0.01},
         {"zero_stage": 0, "gradient_clip": 0.01},
+        {"zero_stage": 3, "gradient_clip": 0.01},
         {"trust_region": CAPPED},
         {"trust_region": ICEPOP},
         {"trust_region": SEQUENCE_MASK},
@@ -82,21 +69,13 @@ def test_every_setting_of_the_loss_equals_plain_pytorch(model_folder, reference_
     assert_same_update(gradients_of(policy), weights_of(policy), plain)
 
 
-SEVERAL_STEPS = {
-    "optimizer_steps_per_batch": 3,
-    "max_tokens": 40,
-    "betas": (0.0, 0.0),
-    "lr": 0.02,
-    "gradient_clip": 0.5,
-}
-
-
 @pytest.mark.parametrize(
     "changes",
     [
         {"zero_stage": 0},
         {"zero_stage": 1},
         {"zero_stage": 2},
+        {"zero_stage": 3},
         {"trust_region": ICEPOP, "kl_coefficient": 0.3, "kl_estimator": "k2"},
         {"trust_region": SEQUENCE_MASK, "kl_coefficient": 0.3, "kl_estimator": "k3", "averaging": "sequence"},
         {"trust_region": UNCORRECTED, "kl_coefficient": 0.3, "kl_estimator": "k1"},
@@ -129,7 +108,7 @@ def test_merged_rows_give_the_gradient_of_separate_rows(model_folder):
 
 
 @pytest.mark.parametrize("averaging", ["token", "sequence"])
-@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 1), ("bfloat16", 1), ("bfloat16", 2), ("bfloat16", 3)])
 def test_a_positive_advantage_raises_the_probability_of_the_stored_completion(
     model_folder, dtype, zero_stage, averaging
 ):
@@ -149,7 +128,7 @@ def test_a_positive_advantage_raises_the_probability_of_the_stored_completion(
     assert bad_after < bad_before - 0.05
 
 
-@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 0), ("float32", 1), ("bfloat16", 1), ("bfloat16", 2)])
+@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 0), ("float32", 1), ("bfloat16", 2), ("bfloat16", 3)])
 def test_lr_zero_leaves_the_weights_bit_identical(model_folder, dtype, zero_stage):
     policy = make_policy(model_folder, CONFIG.model_copy(update={"lr": 0.0, "zero_stage": zero_stage}), dtype)
     before = weights_of(policy)
@@ -159,7 +138,7 @@ def test_lr_zero_leaves_the_weights_bit_identical(model_folder, dtype, zero_stag
         assert torch.equal(weight, before[name]), name
 
 
-@pytest.mark.parametrize("zero_stage", [1, 2])
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
 def test_bfloat16_adds_up_gradients_and_steps_in_float32(model_folder, zero_stage):
     """Many micro-batches lose no more than one, and steps too small for bfloat16 still add up."""
     config = CONFIG.model_copy(update={"zero_stage": zero_stage, "lr": 1e-5})
@@ -190,6 +169,21 @@ def test_warm_up_is_linear_and_then_constant(model_folder):
     assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3])
 
 
+@pytest.mark.parametrize("sampled_by", ["this version", "another"])
+def test_with_one_step_the_ratio_is_1_and_what_is_left_of_the_sampler_is_the_mismatch(model_folder, sampled_by):
+    """On-policy: tokens of this version with its own log-probabilities, so that nothing is left."""
+    batch, plain = random_batch(rows=20), PlainPyTorch(model_folder)
+    with torch.no_grad():
+        own = torch.cat([plain.logprobs(*row)[0] for row in batch.rows()])
+    gap = 0.25 if sampled_by == "another" else 0.0
+    staleness = torch.full_like(batch.staleness, int(gap > 0))
+    metrics = make_policy(model_folder).train(replace(batch, behaviour_logprobs=own - gap, staleness=staleness))
+    assert (metrics.ratio_mean, metrics.clip_fraction) == (1.0, 0.0)  # exactly
+    assert metrics.mismatch_max == pytest.approx(gap, abs=1e-5)
+    assert metrics.importance_weight_mean == pytest.approx(math.exp(gap), abs=1e-5)
+    assert metrics.mismatch_by_staleness.keys() == {int(gap > 0)}
+
+
 def test_metrics_describe_the_batch(model_folder, reference_folder):
     batch = random_batch(rows=10, copies=2)
     changes = {"max_tokens": 20, "kl_coefficient": 0.1, "reference_model": reference_folder}
@@ -216,6 +210,11 @@ def test_metrics_describe_the_batch(model_folder, reference_folder):
         mismatch_mean=mismatch.abs().mean(),
         mismatch_max=mismatch.abs().max(),
         mismatch_kl=-mismatch.mean(),
+        mismatch_by_staleness={
+            age: Mismatch(tokens=len(own), mean=own.abs().mean(), max=own.abs().max(), kl=-own.mean())
+            for age in range(3)
+            if len(own := mismatch[batch.staleness == age])
+        },
         reference_kl=(torch.exp(-d) - 1 + d).mean(),
         tokens=len(logprobs),
         forward_tokens=int((batch.prompt_lengths + batch.response_lengths).sum()) // 2,
@@ -224,8 +223,9 @@ def test_metrics_describe_the_batch(model_folder, reference_folder):
         largest_advantage=batch.advantages.abs().max(),
         optimizer_steps=1,
     )
-    for name, value in asdict(expected).items():
-        assert getattr(metrics, name) == pytest.approx(float(value), rel=1e-4, abs=1e-6), name
+    assert len(metrics.mismatch_by_staleness) == 3
+    expected_numbers = {name: float(value) for name, value in flat(expected).items()}
+    assert flat(metrics) == pytest.approx(expected_numbers, rel=1e-4, abs=1e-6)
     assert 0 < metrics.importance_truncated_share < 1
     assert metrics.reference_kl > 0.01
 
@@ -268,9 +268,9 @@ def test_score_is_the_raw_distribution_of_the_text(model_folder):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saved_folder_holds_the_trained_weights_in_the_model_dtype(model_folder, tmp_path, dtype):
-    policy = make_policy(model_folder, dtype=dtype)
+@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 1), ("bfloat16", 1), ("float32", 3), ("bfloat16", 3)])
+def test_saved_folder_holds_the_trained_weights_in_the_model_dtype(model_folder, tmp_path, dtype, zero_stage):
+    policy = make_policy(model_folder, CONFIG.model_copy(update={"zero_stage": zero_stage}), dtype)
     policy.train(random_batch())
     policy.save_pretrained(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
@@ -279,11 +279,6 @@ def test_saved_folder_holds_the_trained_weights_in_the_model_dtype(model_folder,
     for (name, weight), parameter in zip(weights_of(policy).items(), loaded.parameters(), strict=True):
         assert torch.equal(weight, parameter), name
     assert make_policy(tmp_path, dtype=dtype).score([1, 2, 3]).tolist() == policy.score([1, 2, 3]).tolist()
-
-
-def test_parameters_carry_the_names_of_the_model_folder(model_folder):
-    names = [name for name, _ in make_policy(model_folder).module.named_parameters()]
-    assert sorted(names) == sorted(load_file(model_folder / "model.safetensors"))
 
 
 def damage_nothing(folder: Path) -> None:
@@ -325,67 +320,3 @@ def test_a_broken_model_folder_is_named(model_folder, tmp_path, damage, message)
     damage(folder)
     with pytest.raises(ModelFolderError, match=message):
         make_policy(folder)
-
-
-# The last but three has one row: the second rank has nothing to do but keep up.
-TWO_RANK_CASES = [
-    Case(0, 30),
-    Case(1, 1000),
-    Case(1, 30),
-    Case(2, 30),
-    Case(1, 1000, rows=1),
-    Case(1, 30, changes={"kl_coefficient": 0.3, "kl_estimator": "k3", "trust_region": SEQUENCE_MASK}),
-    Case(1, 30, changes={"kl_coefficient": 0.3, "kl_estimator": "k1"}),
-    Case(2, 40, changes=SEVERAL_STEPS | {"kl_coefficient": 0.3, "kl_estimator": "k2", "trust_region": ICEPOP}),
-]
-
-
-@pytest.fixture(scope="module")
-def two_ranks(model_folder, reference_folder, tmp_path_factory) -> Path:
-    """The folder with what two ranks ended with in every case."""
-    out = tmp_path_factory.mktemp("ranks")
-    spawn, port = multiprocessing.get_context("spawn"), free_port()
-    arguments = (port, model_folder, reference_folder, TWO_RANK_CASES, out)
-    ranks = [spawn.Process(target=train_as_rank, args=(rank, *arguments)) for rank in range(2)]
-    try:
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(timeout=180)
-        assert [process.exitcode for process in ranks] == [0, 0]
-    finally:
-        for process in ranks:
-            process.kill()
-    return out
-
-
-@pytest.mark.integration
-@pytest.mark.parametrize("case", TWO_RANK_CASES, ids=str)
-def test_two_ranks_equal_plain_pytorch(model_folder, reference_folder, two_ranks, case):
-    number = TWO_RANK_CASES.index(case)
-    found, other = (load_file(two_ranks / f"{number}.{rank}.safetensors") for rank in range(2))
-    for name, tensor in found.items():
-        assert torch.equal(tensor.nan_to_num(-1), other[name].nan_to_num(-1)), name
-
-    plain = PlainPyTorch(model_folder, case.config(reference_folder))
-    if "penalty" in found:
-        torch.testing.assert_close(found["penalty"], plain.reference_penalty(case.batch), rtol=1e-4, atol=1e-5)
-    norm = plain.train(case.batch)
-    metrics = TrainMetrics(*found["metrics"].tolist())
-    gradients, weights = (
-        {name.removeprefix(kind): tensor for name, tensor in found.items() if name.startswith(kind)}
-        for kind in ("gradient.", "weight.")
-    )
-    if metrics.optimizer_steps > 1:  # their rounding errors grow
-        assert metrics.gradient_norm == pytest.approx(norm, rel=1e-3)
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, plain.gradients[name], rtol=1e-3, atol=1e-3)
-        return
-    assert metrics.gradient_norm == pytest.approx(norm, rel=1e-6)
-    assert_same_update(gradients, weights, plain)
-
-    alone = make_policy(model_folder, case.config(reference_folder)).train(case.batch)
-    assert metrics.forward_tokens >= alone.forward_tokens  # a rank short of work runs a sequence without weight
-    for name, value in asdict(replace(alone, forward_tokens=metrics.forward_tokens)).items():
-        expected = math.nan if value is None else value
-        assert getattr(metrics, name) == pytest.approx(expected, rel=1e-5, abs=1e-7, nan_ok=True), name

@@ -9,7 +9,7 @@ from shared.errors import CheckpointError
 pytestmark = pytest.mark.usefixtures("single_process")
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_a_restored_policy_goes_on_to_the_bit(model_folder, tmp_path, zero_stage):
     changes = {"zero_stage": zero_stage, "betas": (0.9, 0.95), "warmup_steps": 5, "entropy_target": 9.0}
     config = CONFIG.model_copy(update=changes)

@@ -78,7 +78,7 @@ def test_it_stays_what_it_is_while_the_policy_moves(model_folder):
     for parameter, old in zip(reference.parameters(), before, strict=True):
         assert not parameter.requires_grad
         assert torch.equal(parameter, old)
-    assert not {id(p) for p in reference.parameters()} & {id(p) for p in policy.module.parameters()}
+    assert not {id(p) for p in reference.parameters()} & {id(p) for p in policy._engine.module.parameters()}
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3"])

@@ -1,102 +1,23 @@
 """The pool over real sockets, with workers that speak the protocol but have no engine."""
 
-import queue
-import threading
 import time
 
 import pytest
-import zmq
-from factories import make_closed
+from fake_worker import FakeWorker, make_pool, until
 
-from learner.collector import Collector
 from learner.parity import check_parity
-from learner.problem_buffer import ProblemBuffer
-from learner.ticket_check import TokenLimits
-from learner.weight_client import StreamWeightSyncClient
-from learner.worker_pool import Identity, WorkerPool
+from learner.worker_pool import WorkerPool
 from shared import messages as msg
-from shared.config_file import load_config
-from shared.episodes import Task
-from shared.errors import StreamTimeoutError, WeightSyncError, WorkerFailedError
-
-IDENTITY = Identity(model="m", tokenizer="t", environment="e")
-LINEAGE = 3
-
-
-class FakeWorker:
-    """A worker's stream without an engine: what it gets waits in `inbox`."""
-
-    def __init__(self, endpoint: str, name: str) -> None:
-        self.name = name
-        self.inbox: queue.Queue[msg.Message] = queue.Queue()
-        self._outbox: queue.Queue[list[bytes]] = queue.Queue()
-        self._endpoint = endpoint
-        self._leaving = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        self._sequence = 0
-
-    def _run(self) -> None:
-        context = zmq.Context()
-        dealer = context.socket(zmq.DEALER)
-        dealer.setsockopt(zmq.LINGER, 1000)
-        dealer.connect(self._endpoint)
-        while not (self._leaving and self._outbox.empty()):
-            while not self._outbox.empty():
-                dealer.send_multipart(self._outbox.get())
-            if dealer.poll(5):
-                self.inbox.put(msg.decode(dealer.recv_multipart())[0])
-        dealer.close()
-        context.term()
-
-    def send(self, message: msg.Message) -> None:
-        self._outbox.put(msg.encode(message))
-
-    def hello(self, **changes: object) -> "FakeWorker":
-        fields = {"protocol": msg.PROTOCOL_VERSION, "worker": self.name, "incarnation": 1}
-        fields |= {"model": "m", "tokenizer": "t", "environment": "e"}
-        self.send(msg.Hello(**(fields | changes)))
-        return self
-
-    def get(self, kind: type) -> msg.Message:
-        message = self.inbox.get(timeout=5)
-        assert isinstance(message, kind), message
-        return message
-
-    def close_ticket(self, ticket, **made) -> None:
-        self._outbox.put([bytes(f) for f in msg.encode_closed(self._sequence, make_closed(ticket, **made))])
-        self._sequence += 1
-
-    def leave(self) -> None:
-        self._leaving = True
-        self._thread.join(5)
+from shared.errors import StreamTimeoutError, WeightSyncError
 
 
 @pytest.fixture
-def make_pool(tmp_path, seeds):
-    made: list = []
+def pools(tmp_path, seeds):
+    made: list[WorkerPool] = []
 
     def make(**overrides) -> tuple[WorkerPool, str]:
-        settings = {
-            "selfplay.proposals_per_task": 1,
-            "selfplay.buffer_problems_per_task": 1,
-            "selfplay.attempts": 2,
-            "selfplay.seed_problems_per_task": 5,
-            "selfplay.max_staleness": 0,
-            "stream.batch_timeout_s": 5,
-        } | overrides
-        config = load_config(None, [f"--{k}={v}" for k, v in settings.items()])
-        collector = Collector(
-            ProblemBuffer(seeds, capacity=50, seed=0),
-            tasks=list(Task),
-            selfplay=config.selfplay,
-            rewards=config.rewards,
-            limits=TokenLimits(prompt=10, response=10, vocabulary=100),
-            seed=0,
-            lineage=LINEAGE,
-        )
         endpoint = f"ipc://{tmp_path}/pool{len(made)}"
-        made.append(WorkerPool(endpoint, config, IDENTITY, collector))
+        made.append(make_pool(endpoint, seeds, **overrides))
         return made[-1], endpoint
 
     yield make
@@ -104,15 +25,17 @@ def make_pool(tmp_path, seeds):
         pool.close()
 
 
-def joined(endpoint: str, name: str = "rollout-0") -> FakeWorker:
-    worker = FakeWorker(endpoint, name).hello()
-    assert worker.get(msg.Welcome) == msg.Welcome(LINEAGE)
+def joined(pool: WorkerPool, endpoint: str, name: str = "rollout-0", version: int = 0) -> FakeWorker:
+    """One that has been shown to have the weights of a version."""
+    worker = FakeWorker(endpoint, name).hello().welcomed()
+    pool.prove(pool.newcomers(), version)
+    assert worker.get(msg.ProbePassed) == msg.ProbePassed(version)
     return worker
 
 
-def test_tickets_out_closed_tickets_in_acknowledged(make_pool):
-    pool, endpoint = make_pool()
-    worker = joined(endpoint)
+def test_tickets_out_closed_tickets_in_acknowledged(pools):
+    pool, endpoint = pools()
+    worker = joined(pool, endpoint)
     pool.open_through(0, 9)
     tickets = worker.get(msg.Work).tickets
     assert len(tickets) == 6
@@ -125,9 +48,9 @@ def test_tickets_out_closed_tickets_in_acknowledged(make_pool):
     worker.leave()
 
 
-def test_credit_bounds_open_tickets_and_work_is_shared(make_pool):
-    pool, endpoint = make_pool(**{"rollout.max_open_tickets": 2})
-    workers = [joined(endpoint, f"rollout-{i}") for i in range(2)]
+def test_credit_bounds_open_tickets_and_work_is_shared(pools):
+    pool, endpoint = pools(**{"rollout.max_open_tickets": 2})
+    workers = [joined(pool, endpoint, f"rollout-{i}") for i in range(2)]
     pool.open_through(0, 9)
     held = {w.name: [] for w in workers}
     for worker in workers:
@@ -143,24 +66,6 @@ def test_credit_bounds_open_tickets_and_work_is_shared(make_pool):
         worker.leave()
 
 
-def test_a_worker_that_comes_after_the_start_is_refused(make_pool):
-    pool, endpoint = make_pool()
-    first = joined(endpoint)
-    pool.wait_for_workers(1, 5)
-    late = FakeWorker(endpoint, "rollout-1").hello()
-    assert "cannot join" in late.get(msg.Refused).reason
-    first.leave()
-    late.leave()
-
-
-def test_a_second_greeting_of_the_same_peer_is_refused(make_pool):
-    _, endpoint = make_pool()
-    worker = joined(endpoint)
-    worker.name = "rollout-1"
-    assert "already here" in worker.hello().get(msg.Refused).reason
-    worker.leave()
-
-
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -170,8 +75,8 @@ def test_a_second_greeting_of_the_same_peer_is_refused(make_pool):
         ({"environment": "x"}, "another environment"),
     ],
 )
-def test_a_worker_that_does_not_match_is_refused_with_the_reason(make_pool, change, reason):
-    pool, endpoint = make_pool()
+def test_a_worker_that_does_not_match_is_refused_with_the_reason(pools, change, reason):
+    pool, endpoint = pools()
     worker = FakeWorker(endpoint, "rollout-0").hello(**change)
     assert reason in worker.get(msg.Refused).reason
     with pytest.raises(StreamTimeoutError, match="0 of 1 rollout workers"):
@@ -179,31 +84,24 @@ def test_a_worker_that_does_not_match_is_refused_with_the_reason(make_pool, chan
     worker.leave()
 
 
-def test_a_second_worker_of_the_same_name_is_refused(make_pool):
-    _, endpoint = make_pool()
-    first = joined(endpoint)
-    second = FakeWorker(endpoint, "rollout-0").hello()
-    assert "already here" in second.get(msg.Refused).reason
-    first.leave()
-    second.leave()
-
-
-def test_what_comes_before_a_greeting_is_refused(make_pool):
-    pool, endpoint = make_pool()
+def test_who_is_not_known_is_asked_to_greet_and_what_it_said_is_counted(pools):
+    pool, endpoint = pools()
     stranger = FakeWorker(endpoint, "rollout-0")
-    stranger.send(msg.Failed("boo"))
-    assert "before a greeting" in stranger.get(msg.Refused).reason
+    for message in (msg.Failed("boo"), msg.Alive(), msg.Alive()):
+        stranger.send(message)
+        stranger.get(msg.Greet)
+    assert pool.rejected == {"Failed of a worker that is not known": 1, "Alive of a worker that is not known": 2}
     pool.open_through(0, 9)  # and it has not failed the run
     stranger.leave()
 
 
-def test_a_forged_ticket_is_refused_and_the_batch_is_unharmed(make_pool):
-    pool, endpoint = make_pool()
-    worker = joined(endpoint)
+def test_a_forged_ticket_is_refused_and_the_batch_is_unharmed(pools):
+    pool, endpoint = pools()
+    worker = joined(pool, endpoint, version=7)
     pool.open_through(0, 9)
     tickets = worker.get(msg.Work).tickets
     worker.close_ticket(tickets[0], version=7)
-    assert "version 7" in worker.get(msg.Refused).reason
+    assert "version 7 in a ticket of batch 0" in worker.get(msg.Refused).reason
     for ticket in tickets:
         worker.close_ticket(ticket)
     assert len(pool.wait_for_batch(0).tickets) == 6
@@ -211,19 +109,37 @@ def test_a_forged_ticket_is_refused_and_the_batch_is_unharmed(make_pool):
     worker.leave()
 
 
-def test_a_worker_that_reports_failure_ends_the_wait_with_its_reason(make_pool):
-    pool, endpoint = make_pool()
-    worker = joined(endpoint)
+def test_a_ticket_sampled_by_weights_that_are_not_proven_is_refused(pools):
+    pool, endpoint = pools(**{"selfplay.max_staleness": 1})
+    worker = joined(pool, endpoint)
     pool.open_through(0, 9)
-    worker.send(msg.Failed("the engine is dead"))
-    with pytest.raises(WorkerFailedError, match="rollout-0: the engine is dead"):
-        pool.wait_for_batch(0)
+    ticket = next(t for t in worker.get(msg.Work).tickets if t.id.batch == 1)
+    worker.close_ticket(ticket, version=1)
+    assert "version 1, which its worker has not been shown" in worker.get(msg.Refused).reason
+    pool.prove(pool.members(), 1)
+    worker.get(msg.ProbePassed)
+    worker.close_ticket(ticket, version=1)
+    worker.get(msg.Ack)
     worker.leave()
 
 
-def test_a_batch_that_stalls_says_how_far_it_came(make_pool):
-    pool, endpoint = make_pool(**{"stream.batch_timeout_s": 0.3})
-    worker = joined(endpoint)
+def test_a_ticket_that_another_worker_was_given_is_refused(pools):
+    pool, endpoint = pools()
+    first, second = (joined(pool, endpoint, f"rollout-{i}") for i in range(2))
+    pool.open_through(0, 9)
+    (ticket, *_), (others, *_) = first.get(msg.Work).tickets, second.get(msg.Work).tickets
+    first.close_ticket(others)
+    assert "not given" in first.get(msg.Refused).reason
+    first.close_ticket(ticket)
+    first.close_ticket(ticket, correct=2)  # sent again: acknowledged, and dropped
+    assert [first.get(msg.Ack).sequence for _ in range(2)] == [1, 2]
+    first.leave()
+    second.leave()
+
+
+def test_a_batch_that_stalls_says_how_far_it_came(pools):
+    pool, endpoint = pools(**{"stream.batch_timeout_s": 0.3})
+    worker = joined(pool, endpoint)
     pool.open_through(0, 9)
     worker.close_ticket(worker.get(msg.Work).tickets[0])
     with pytest.raises(StreamTimeoutError, match="1 of 6 tickets of batch 0"):
@@ -231,43 +147,86 @@ def test_a_batch_that_stalls_says_how_far_it_came(make_pool):
     worker.leave()
 
 
-def answer(worker: FakeWorker, result: msg.Result) -> msg.Request:
-    call = worker.get(msg.Call)
-    worker.send(msg.Reply(call.id, result))
-    return call.request
+def test_a_wait_in_vain_names_why_the_last_worker_left(pools):
+    pool, endpoint = pools(**{"stream.batch_timeout_s": 0.3})
+    worker = joined(pool, endpoint)
+    pool.open_through(0, 9)
+    worker.send(msg.Failed("the engine is dead"))
+    with pytest.raises(StreamTimeoutError, match=r"0 of 6 tickets.*rollout-0: the engine is dead"):
+        pool.wait_for_batch(0)
+    worker.leave()
 
 
-def test_calls_reach_all_workers_and_return_their_answers(make_pool):
-    pool, endpoint = make_pool()
-    workers = [joined(endpoint, f"rollout-{i}") for i in range(2)]
-    call = pool.start_call(msg.StartUpdate())
-    for worker in workers:
-        assert answer(worker, msg.Done()) == msg.StartUpdate()
-    assert pool.finish_call(call, 5) == {"rollout-0": msg.Done(), "rollout-1": msg.Done()}
-    for worker in workers:
-        worker.leave()
-
-
-def test_a_weight_sync_that_one_worker_fails_is_an_error(make_pool):
-    pool, endpoint = make_pool()
-    workers = [joined(endpoint, f"rollout-{i}") for i in range(2)]
-    client = StreamWeightSyncClient(pool, probe=[1, 2, 3], timeout_s=5)
-    replies = threading.Thread(
-        target=lambda: (answer(workers[0], msg.Done()), answer(workers[1], msg.CallFailed("wrong shape")))
+def test_calls_run_side_by_side_and_return_the_answers(pools):
+    pool, endpoint = pools()
+    workers = [joined(pool, endpoint, f"rollout-{i}") for i in range(2)]
+    call = pool.start_call(dict.fromkeys(pool.members(), msg.StartUpdate()))
+    for worker in reversed(workers):
+        assert worker.answer(msg.Done()) == msg.StartUpdate()
+    results = pool.finish_call(call, 5)
+    assert {member.name: result for member, result in results.items()} == dict.fromkeys(
+        ("rollout-0", "rollout-1"), msg.Done()
     )
-    replies.start()
-    with pytest.raises(WeightSyncError, match=r"UpdateWeights: rollout worker rollout-1: wrong shape"):
-        client.update_weights({"path": "x"})
-    replies.join()
     for worker in workers:
         worker.leave()
 
 
-def test_a_weight_sync_without_an_answer_times_out(make_pool):
-    pool, endpoint = make_pool()
-    worker = joined(endpoint)
-    with pytest.raises(WeightSyncError, match="0 of 1 workers answered"):
-        StreamWeightSyncClient(pool, probe=[1], timeout_s=0.1).init_weight_transfer_engine({})
+def test_who_fails_a_call_or_leaves_it_unanswered_is_sent_away(pools):
+    pool, endpoint = pools()
+    workers = [joined(pool, endpoint, f"rollout-{i}") for i in range(3)]
+    call = pool.start_call(dict.fromkeys(pool.members(), msg.StartUpdate()))
+    workers[0].answer(msg.Done())
+    workers[1].answer(msg.CallFailed("no room"))
+    until(lambda: len(pool._calls[call].results) == 2)
+    assert [member.name for member in pool.finish_call(call, 0)] == ["rollout-0"]
+    assert workers[1].get(msg.Refused).reason == "StartUpdate: no room"
+    workers[2].get(msg.Call)
+    assert "not answered within 0 s" in workers[2].get(msg.Refused).reason
+    assert [member.name for member in pool.members()] == ["rollout-0"]
+    workers[2].send(msg.Reply(call, msg.Done()))  # too late: it is not trusted any more
+    workers[2].get(msg.Greet)
+    assert pool.turnover().workers_lost == 2
+    for worker in workers:
+        worker.leave()
+
+
+def test_a_reply_to_a_call_of_another_learner_counts_for_nothing(pools):
+    pool, endpoint = pools()
+    worker = joined(pool, endpoint)
+    call = pool.start_call(dict.fromkeys(pool.members(), msg.StartUpdate()))
+    worker.get(msg.Call)
+    worker.send(msg.Reply(0, msg.CallFailed("of long ago")))
+    worker.send(msg.Reply(call, msg.Done()))
+    assert len(pool.finish_call(call, 5)) == 1
+    assert pool.rejected == {"a reply to no call": 1}
+    worker.leave()
+
+
+def test_who_leaves_during_a_call_is_not_waited_for(pools):
+    pool, endpoint = pools()
+    workers = [joined(pool, endpoint, f"rollout-{i}") for i in range(2)]
+    call = pool.start_call(dict.fromkeys(pool.members(), msg.StartUpdate()))
+    workers[0].answer(msg.Done())
+    workers[1].send(msg.Failed("out of memory"))
+    assert [member.name for member in pool.finish_call(call, 1000)] == ["rollout-0"]
+    for worker in workers:
+        worker.leave()
+
+
+def test_weights_never_go_backwards(pools):
+    pool, endpoint = pools()
+    worker = joined(pool, endpoint, version=3)
+    with pytest.raises(WeightSyncError, match="version 2 for rollout-0, which already has 3"):
+        pool.prove(pool.members(), 2)
+    pool.prove(pool.members(), 3)
+    worker.leave()
+
+
+def test_workers_are_sent_home_only_when_the_run_is_over(pools):
+    pool, endpoint = pools()
+    worker = joined(pool, endpoint)
+    pool.send_home()
+    worker.get(msg.Bye)
     worker.leave()
 
 

@@ -58,7 +58,8 @@ class Running:
         rollout = ROLLOUT.model_copy(update={"max_sequences": RUNNING, "max_open_tickets": RUNNING})
         self.engine = loop.run(start_engine(save(self.model, folder), rollout=rollout))
         self.client = DirectClient(loop, self.engine)
-        self._sender = WeightSender(self.client, self.model, dtype=torch.float32)
+        self._sender = WeightSender(self.client, self.model, dtype=torch.float32, transport="shm")
+        self._sender.connect()
         self.versions = {0: copy.deepcopy(self.model)}
         self.use()
 

@@ -45,7 +45,8 @@ class Setup:
         self.engine = loop.run(start_engine(save(self.model, folder / "start"), dtype))
         self.engine._requests.stop_token_ids = []  # so that every request runs to its full length
         self.client = DirectClient(loop, self.engine)
-        self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype))
+        self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype), transport="shm")
+        self.sender.connect()
         self.version = 0
 
     def sync(self, seed: int) -> None:

@@ -13,7 +13,11 @@ from rollout.worker import RolloutWorker, WorkerSpec
 from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import Task, Ticket, TicketId
-from shared.errors import EngineError, WorkerFailedError
+from shared.errors import EngineError, SentAwayError, WorkerFailedError
+
+LINEAGE = 4
+PROBE = (1, 2, 3)
+SCORED = msg.UpdateFinished((-1.0, -1.0), 0.01)
 
 
 class ScriptedLearner:
@@ -38,71 +42,145 @@ class ScriptedLearner:
 
 
 class ScriptedEngine:
-    version = 0
+    """Does what it is told at once, except to finish an update before `may_finish`."""
+
+    def __init__(self) -> None:
+        self.done: list[str] = []
+        self.unusable = False
+        self.may_finish = asyncio.Event()
+        self.may_finish.set()
+
+    async def start_weight_update(self):
+        raise EngineError("no room")
+
+    async def update_weights(self, info):
+        self.unusable = True
+        raise EngineError("the engine is dead")
 
     async def finish_weight_update(self, version):
+        self.done.append(f"finishing {version}")
+        await self.may_finish.wait()
+        self.done.append(f"finished {version}")
         return SimpleNamespace(pause_s=0.01)
 
     async def score(self, ids, request_id):
         return np.full(len(ids) - 1, -1.0, dtype=np.float32)
 
-    async def start_weight_update(self):
-        raise EngineError("the engine is dead")
+    async def sleep(self):
+        self.done.append("asleep")
+
+    async def wake(self):
+        self.done.append("awake")
+
+    async def check_alive(self):
+        if self.unusable:
+            raise EngineError("it is unusable")
 
 
-class InstantPlay:
+class SlowPlay:
+    """Tickets close at once, except those of index 9, which take for ever."""
+
+    def __init__(self) -> None:
+        self.cancelled = 0
+
     async def play(self, ticket):
+        try:
+            await asyncio.sleep(1000 if ticket.id.index == 9 else 0)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
         return make_closed(ticket)
 
 
 @pytest.fixture
 async def worker(monkeypatch):
+    """One that has said hello, and what it said."""
     monkeypatch.setattr("rollout.worker.ChatTokenizer.from_folder", lambda folder: None)
     monkeypatch.setattr("rollout.worker.model_fingerprint", lambda folder: "m")
     monkeypatch.setattr("rollout.worker.tokenizer_fingerprint", lambda folder: "t")
     learner = ScriptedLearner()
     worker = RolloutWorker(load_config(None), WorkerSpec("rollout-0", "nowhere"), ScriptedEngine(), learner)
-    worker._selfplay = InstantPlay()
+    worker._selfplay = SlowPlay()
     worker.learner, worker.running = learner, asyncio.create_task(worker.run())
-    hello = await learner.next()
-    assert (hello.worker, hello.model, hello.tokenizer) == ("rollout-0", "m", "t")
+    worker.hello = await learner.next()
+    assert (worker.hello.worker, worker.hello.model, worker.hello.tokenizer) == ("rollout-0", "m", "t")
     yield worker
     worker.running.cancel()
     await asyncio.gather(worker.running, return_exceptions=True)
 
 
-def ticket(index: int) -> Ticket:
+async def welcome(worker, hello=None) -> ScriptedLearner:
+    """Accept its last greeting, or this one."""
+    await worker.learner.inbox.put(msg.Welcome(LINEAGE, (hello or worker.hello).incarnation))
+    return worker.learner
+
+
+async def bring_up(worker, version: int = 0) -> ScriptedLearner:
+    """Welcome it and have it finish an update and pass the probe."""
+    learner = await welcome(worker)
+    await learner.inbox.put(msg.Call(100 + version, msg.FinishUpdate(version, PROBE)))
+    assert await learner.next() == msg.Reply(100 + version, SCORED)
+    await learner.inbox.put(msg.ProbePassed(version))
+    return learner
+
+
+def work(*indices: int) -> msg.Work:
     problem = make_problem("2,7")
-    return Ticket(TicketId(0, 0, index), "buffer", Task.DEDUCTION, (), problem, 0, 1)
+    return msg.Work(
+        tuple(Ticket(TicketId(LINEAGE, 0, i), "buffer", Task.DEDUCTION, (), problem, 0, 1) for i in indices)
+    )
 
 
 async def test_tickets_are_numbered_as_they_close(worker):
-    learner = worker.learner
-    await learner.inbox.put(msg.Welcome(0))
-    await learner.inbox.put(msg.Work((ticket(0), ticket(1))))
+    learner = await bring_up(worker)
+    await learner.inbox.put(work(0, 1))
     closed = [await learner.next(), await learner.next()]
     assert [c.sequence for c in closed] == [0, 1]
     await learner.inbox.put(msg.Bye())
     await asyncio.wait_for(worker.running, 5)
 
 
+async def test_no_ticket_leaves_before_the_first_weights_are_proven(worker):
+    learner = await welcome(worker)
+    await learner.inbox.put(work(0))
+    assert await learner.quiet()
+
+
 async def test_no_ticket_leaves_between_new_weights_and_the_proof_that_they_are_right(worker):
-    learner = worker.learner
-    await learner.inbox.put(msg.Welcome(0))
-    await learner.inbox.put(msg.Call(7, msg.FinishUpdate(1, (1, 2, 3))))
-    reply = await learner.next()
-    assert reply == msg.Reply(7, msg.UpdateFinished((-1.0, -1.0), 0.01))
-    await learner.inbox.put(msg.Work((ticket(0),)))
+    learner = await bring_up(worker)
+    await learner.inbox.put(msg.Call(7, msg.FinishUpdate(1, PROBE)))
+    assert await learner.next() == msg.Reply(7, SCORED)
+    await learner.inbox.put(work(0))
+    assert await learner.quiet()
+    await learner.inbox.put(msg.ProbePassed(0))  # of other weights
     assert await learner.quiet()
     await learner.inbox.put(msg.ProbePassed(1))
     assert isinstance(await learner.next(), msg.Closed)
 
 
-async def test_a_call_that_fails_is_answered_with_the_reason(worker):
-    learner = worker.learner
-    await learner.inbox.put(msg.Welcome(0))
+async def test_weights_never_go_backwards_in_a_lineage(worker):
+    learner = await bring_up(worker, version=3)
+    await learner.inbox.put(msg.Call(7, msg.FinishUpdate(2, PROBE)))
+    reply = await learner.next()
+    assert "never goes backwards" in reply.result.reason
+    assert worker._engine.done == ["finishing 3", "finished 3"]
+
+
+async def test_a_call_that_fails_is_answered_with_the_reason_and_the_worker_goes_on(worker):
+    learner = await bring_up(worker)
     await learner.inbox.put(msg.Call(1, msg.StartUpdate()))
+    assert await learner.next() == msg.Reply(1, msg.CallFailed("no room"))
+    await learner.inbox.put(work(0))
+    assert isinstance(await learner.next(), msg.Closed)
+
+
+async def test_a_call_that_leaves_the_engine_unusable_ends_the_worker(worker):
+    learner = await bring_up(worker)
+    await learner.inbox.put(msg.Call(1, msg.UpdateWeights({})))
     assert await learner.next() == msg.Reply(1, msg.CallFailed("the engine is dead"))
+    assert await learner.next() == msg.Failed("it is unusable")
+    with pytest.raises(EngineError):
+        await worker.running
 
 
 async def test_a_ticket_that_fails_is_reported_before_the_worker_ends(worker):
@@ -110,15 +188,100 @@ async def test_a_ticket_that_fails_is_reported_before_the_worker_ends(worker):
         raise EngineError("request 3 failed")
 
     worker._selfplay.play = play
-    learner = worker.learner
-    await learner.inbox.put(msg.Welcome(0))
-    await learner.inbox.put(msg.Work((ticket(0),)))
+    learner = await bring_up(worker)
+    await learner.inbox.put(work(0))
     assert await learner.next() == msg.Failed("request 3 failed")
     with pytest.raises(EngineError):
         await worker.running
 
 
+async def test_a_learner_that_cannot_be_told_does_not_hold_up_the_end(worker, monkeypatch):
+    async def blocked(frames):
+        await asyncio.sleep(1000)
+
+    monkeypatch.setattr("rollout.worker.LAST_WORDS_S", 0.01)
+    learner = await welcome(worker)
+    learner.send = blocked
+    await learner.inbox.put(msg.Refused("no longer"))
+    with pytest.raises(SentAwayError, match="no longer"):
+        await asyncio.wait_for(worker.running, 5)
+
+
 async def test_a_worker_that_is_refused_says_why(worker):
     await worker.learner.inbox.put(msg.Refused("another model"))
-    with pytest.raises(WorkerFailedError, match="another model"):
+    with pytest.raises(WorkerFailedError, match="another model") as raised:
         await worker.running
+    assert not isinstance(raised.value, SentAwayError)  # another start would be refused too
+
+
+async def test_the_engine_sleeps_and_wakes_when_told(worker):
+    learner = await bring_up(worker)
+    for request in (msg.Sleep(), msg.Wake()):
+        await learner.inbox.put(msg.Call(1, request))
+        assert await learner.next() == msg.Reply(1, msg.Done())
+    assert worker._engine.done[-2:] == ["asleep", "awake"]
+
+
+async def test_it_says_that_it_is_alive_until_its_engine_is_not(worker, monkeypatch):
+    monkeypatch.setattr("rollout.worker.ALIVE_INTERVAL_S", 0.001)
+    monkeypatch.setattr("rollout.worker.LIVENESS_INTERVAL_S", 0.001)
+    for coroutine in (worker._watch_engine(), worker._say_alive()):  # those that run keep the longer intervals
+        worker._start(coroutine, worker._watching)
+    assert [await worker.learner.next() for _ in range(3)] == [msg.Alive()] * 3
+    worker._engine.unusable = True
+    with pytest.raises(EngineError):
+        await asyncio.wait_for(worker.running, 5)
+    sent = [worker.learner.sent.get_nowait() for _ in range(worker.learner.sent.qsize())]
+    assert sent[-1] == msg.Failed("it is unusable")
+
+
+async def test_asked_to_greet_it_drops_everything_and_begins_anew(worker):
+    learner = await bring_up(worker, version=5)
+    await learner.inbox.put(work(9, 0))
+    assert (await learner.next()).sequence == 0
+    await learner.inbox.put(msg.Greet())
+    hello = await learner.next()
+    assert (hello.worker, hello.incarnation == worker.hello.incarnation) == ("rollout-0", False)
+    assert worker._selfplay.cancelled == 1
+    worker.hello = hello
+    await bring_up(worker, version=2)  # of another lineage: older weights are in order
+    await learner.inbox.put(work(1))
+    assert (await learner.next()).sequence == 0
+
+
+async def test_tickets_held_back_for_want_of_proof_do_not_survive_a_greeting(worker):
+    learner = await bring_up(worker)
+    await learner.inbox.put(msg.Call(7, msg.FinishUpdate(1, PROBE)))
+    assert await learner.next() == msg.Reply(7, SCORED)
+    await learner.inbox.put(work(0))
+    await learner.inbox.put(msg.Greet())
+    worker.hello = await learner.next()
+    await bring_up(worker, version=1)
+    assert await learner.quiet()
+
+
+async def test_an_update_that_is_being_finished_is_not_cut_short_by_a_greeting(worker):
+    learner = await bring_up(worker)
+    worker._engine.may_finish.clear()
+    await learner.inbox.put(msg.Call(7, msg.FinishUpdate(1, PROBE)))
+    await learner.inbox.put(msg.Greet())
+    assert await learner.quiet()
+    worker._engine.may_finish.set()
+    assert isinstance(await learner.next(), msg.Hello)  # and no reply to a call that nobody waits for
+    assert worker._engine.done[-1] == "finished 1"
+    assert await learner.quiet()
+
+
+async def test_what_is_meant_for_an_earlier_incarnation_is_ignored(worker):
+    learner = await bring_up(worker)
+    await learner.inbox.put(msg.Greet())
+    await learner.inbox.put(msg.Greet())
+    second, third = await learner.next(), await learner.next()
+    await welcome(worker, second)
+    for message in (work(0), msg.Call(7, msg.Sleep()), msg.ProbePassed(0)):
+        await learner.inbox.put(message)
+    assert await learner.quiet()
+    await welcome(worker, third)
+    await learner.inbox.put(msg.Call(8, msg.Sleep()))
+    assert await learner.next() == msg.Reply(8, msg.Done())
+    assert worker._engine.done.count("asleep") == 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -44,6 +44,8 @@ class LoopThread:
 
 class DirectClient:
     """The weight-sync client without a network between."""
+
+    members: Sequence[object] = ("the engine",)
 
     def __init__(self, loop: LoopThread, engine: Engine) -> None:
         self._loop, self._engine = loop, engine
@@ -118,7 +120,12 @@ def text(seed: int, count: int) -> list[int]:
 
 
 async def start_engine(
-    folder: Path, dtype: str = "float32", *, rollout: RolloutConfig = ROLLOUT, sync: SyncConfig | None = None
+    folder: Path,
+    dtype: str = "float32",
+    *,
+    rollout: RolloutConfig = ROLLOUT,
+    sync: SyncConfig | None = None,
+    transport: str = "shm",
 ) -> Engine:
     return await Engine.start(
         folder,
@@ -127,5 +134,5 @@ async def start_engine(
         rollout=rollout,
         max_model_len=MAX_MODEL_LEN,
         sync=sync or SyncConfig(),
-        transport="shm",
+        transport=transport,
     )

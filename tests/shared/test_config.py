@@ -32,8 +32,10 @@ def test_resolved_tree_reads_back_equal(tmp_path):
 
 def test_command_line_beats_file_beats_default(tmp_path):
     (tmp_path / "c.toml").write_text("[learner]\nlr = 1e-4\nranks = 2\n")
-    config = load_config(tmp_path / "c.toml", ["--learner.lr", "2e-6", "--run.overwrite=true"])
-    assert (config.learner.lr, config.learner.ranks, config.run.overwrite) == (2e-6, 2, True)
+    overrides = ["--learner.lr", "2e-6", "--learner.zero_stage", "3", "--run.overwrite=true"]
+    config = load_config(tmp_path / "c.toml", overrides)
+    learner = config.learner
+    assert (learner.lr, learner.ranks, learner.zero_stage, config.run.overwrite) == (2e-6, 2, 3, True)
     assert config.learner.threads == Config().learner.threads
 
 
@@ -49,14 +51,14 @@ def test_command_line_beats_file_beats_default(tmp_path):
         (["--learner.lr"], "learner.lr"),
         (["--learner.betas", "[1"], "learner.betas"),
         (["--learner.lr.x", "1"], "learner.lr"),
-        (["--learner.zero_stage", "3"], "learner.zero_stage"),
+        (["--learner.zero_stage", "4"], "learner.zero_stage"),
         (["--run.name", "../elsewhere"], "run.name"),
         (["--sync.every", "5", "--run.evaluate_every", "5"], "selfplay.max_staleness"),
         (["--sync.every", "2", "--run.evaluate_every", "5"], "run.evaluate_every"),
         (["--environment.min_prime", "24", "--environment.max_prime", "28"], "no prime"),
         (["--selfplay.proposals_per_task", "0"], "selfplay"),
         (["--run.final_evaluations", "9", "--run.steps", "10"], "final_evaluations"),
-        (["--learner.zero_stage", "0", "--model.dtype", "bfloat16"], "learner.zero_stage"),
+        (["--learner.zero_stage", "0", "--model.dtype", "bfloat16"], "learner.zero_stage=0 with"),
         (["learner.lr", "1"], "learner.lr"),
         (["--environment.curriculum", "[[0, 7]]"], "curriculum"),
         (["--environment.curriculum", "[[5, 7], [5, 11]]"], "curriculum"),

@@ -21,7 +21,8 @@ ADAPTERS = {
         "rollout/engine_vllm.py",
         "rollout/engine_core.py",
         "rollout/weight_transfer.py",
-        "learner/weight_sender.py",
+        "rollout/model_weights.py",
+        "learner/weight_trainers.py",
     },
 }
 

@@ -45,8 +45,8 @@ async def exchange(server, client):
     await client.send(msg.encode(msg.Failed("over here")))
     peer, message = await asyncio.to_thread(server.inbox.get, timeout=5)
     assert message == msg.Failed("over here")
-    server.send(peer, msg.Welcome(3))
-    assert await client.receive(5) == msg.Welcome(3)
+    server.send(peer, msg.Welcome(3, 1))
+    assert await client.receive(5) == msg.Welcome(3, 1)
 
 
 async def test_messages_go_both_ways(server, client):
@@ -77,7 +77,7 @@ async def test_text_that_is_not_text_does_not_end_the_server(server, client):
 
 async def test_the_number_of_reasons_kept_is_bounded(server, client):
     for i in range(150):
-        server._count(f"reason {i}")
+        server.count(f"reason {i}")
     assert len(server.rejected) == 101
     assert server.rejected["other"] == 50
 

@@ -1,0 +1,238 @@
+"""Which of a run's processes are started again when they end, when, and when the run is given up.
+
+Nothing here knows how a process is started or watched: see launch/ray_cluster.py and launch/train.py.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from learner.progress import Summary
+from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTimeoutError, WeightSyncError
+
+WINDOW_S = 600.0
+LONGEST_BACKOFF_S = 30.0
+# When one learner rank dies, another's failure to reach it may be heard of first.
+VERDICT_S = 5.0
+# A worker is sent home a moment before the learner returns its summary.
+LEAVE_S = 10.0
+REASON_CHARACTERS = 300
+# Of the errors meant for a user, those that another start of a rollout worker may well not meet again.
+_PASSING = (EngineError, WeightSyncError, StreamTimeoutError, SentAwayError)
+
+
+class ProcessDied(Exception):
+    """A process ended without a word: killed, crashed, out of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How one process ended: with an error, or else with a result, which rank 0 of the learner alone has."""
+
+    name: str
+    result: Summary | None = None
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What a unit goes on from: the run's lineage and, of the learner, the weight version."""
+
+    lineage: int
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Restart:
+    """One start-again, as it is told and recorded.
+
+    number: the how-maniest of the unit within the last ten minutes, of at most `limit`; delay_s: until it starts
+    """
+
+    unit: str
+    reason: str
+    number: int
+    limit: int
+    delay_s: float
+    origin: Origin
+
+
+class Processes(Protocol):
+    """The processes as a supervisor sees them."""
+
+    def poll(self, timeout_s: float) -> Sequence[Ended]:
+        """What has ended since the last call, waiting for it at most `timeout_s`."""
+
+    def end(self, names: Collection[str]) -> None:
+        """End these with all that they have started, and be sure of it; those that have ended already, too."""
+
+    def running(self) -> set[str]:
+        """Names of the processes still at work."""
+
+
+@dataclass(slots=True)
+class Unit:
+    """Processes that are started, and started again, as one.
+
+    processes: their names
+    start: starts them all; go_on: called once they are gone, says what the next `start` will go on from
+    """
+
+    name: str
+    processes: Sequence[str]
+    start: Callable[[], None]
+    go_on: Callable[[], Origin]
+    failures: list[float] = field(default_factory=list)
+    due: float | None = None
+
+
+@dataclass(slots=True)
+class _Doubt:
+    """An ending whose cause may still turn up; at `until` it is judged by what is known."""
+
+    until: float
+    unit: Unit
+    judge: Callable[[], None]
+
+
+class Supervisor:
+    """Starts the units of a run, and again what should not have ended, until there is a summary.
+
+    A rollout worker is started again after its death, a passing error (of the engine, a weight sync, the stream; given
+    up by the learner) or an unexpected one; the learner, all ranks as one, after a rank's death. At once the first
+    time, then after 1, 2, 4 … 30 s; beyond `max_restarts` within ten minutes the run is given up. Any other error ends
+    it at once.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        learner: Unit,
+        workers: Sequence[Unit],
+        *,
+        max_restarts: int,
+        logs: Path,
+        finished: Callable[[], Summary | None],
+        on_restart: Callable[[Restart], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """
+        finished: the summary on record if the run is complete: a learner may die between that and returning it
+        """
+        self._processes = processes
+        self._learner = learner
+        self._units = [learner, *workers]
+        self._max_restarts = max_restarts
+        self._logs = logs
+        self._finished = finished
+        self._on_restart = on_restart
+        self._clock = clock
+        self._doubts: list[_Doubt] = []
+        self._goodbyes_said = True
+        self.summary: Summary | None = None
+
+    def start(self) -> None:
+        """Start every unit."""
+        for unit in self._units:
+            unit.start()
+
+    def watch(self, timeout_s: float) -> Summary | None:
+        """One round, of at most about `timeout_s`: start what is due, and see to what has ended.
+
+        The summary, once there is one. Raises the error that ends the run: a PrimezeroError.
+        """
+        now = self._clock()
+        for unit in self._units:
+            if unit.due is not None and unit.due <= now:
+                unit.due = None
+                unit.start()
+        times = [unit.due for unit in self._units if unit.due is not None] + [doubt.until for doubt in self._doubts]
+        for ended in sorted(self._processes.poll(max(0.0, min([timeout_s, *(t - now for t in times)]))), key=_order):
+            if self.summary is None:
+                self._see_to(ended)
+        due = [doubt for doubt in self._doubts if doubt.until <= self._clock()]
+        for doubt in due:
+            if self.summary is None and doubt in self._doubts:
+                self._doubts.remove(doubt)
+                doubt.judge()
+        return self.summary
+
+    def wait_for_goodbyes(self, timeout_s: float) -> None:
+        """After the summary: let the processes that the learner has sent home leave. How they do no longer matters."""
+        deadline = self._clock() + timeout_s
+        while self._goodbyes_said and self._processes.running() and (left := deadline - self._clock()) > 0:
+            self._processes.poll(min(left, 1.0))
+
+    def _see_to(self, ended: Ended) -> None:
+        unit = next(unit for unit in self._units if ended.name in unit.processes)
+        if unit.due is not None:
+            return  # another rank's death was seen first
+        if unit is self._learner:
+            self._see_to_learner(ended)
+        elif ended.error is None:
+            left = f"{ended.name} left before the end of the run"
+            self._doubts.append(_Doubt(self._clock() + LEAVE_S, unit, lambda: self._recover(unit, ended.name, left)))
+        elif isinstance(ended.error, PrimezeroError) and not isinstance(ended.error, _PASSING):
+            raise ended.error
+        else:
+            self._recover(unit, ended.name, self._reason(ended))
+
+    def _see_to_learner(self, ended: Ended) -> None:
+        if ended.error is None:
+            self.summary = self.summary or ended.result
+        elif isinstance(ended.error, ProcessDied):
+            self._recover(self._learner, ended.name, self._reason(ended))
+        else:
+            until = self._clock()
+            if not self._processes.running().isdisjoint(self._learner.processes):
+                until += VERDICT_S
+            self._doubts.append(_Doubt(until, self._learner, lambda: self._give_up_for(ended)))
+
+    def _give_up_for(self, ended: Ended) -> None:
+        assert ended.error is not None
+        if isinstance(ended.error, PrimezeroError):
+            raise ended.error
+        raise PrimezeroError(f"{self._reason(ended)}; see {self._log(ended.name)}") from ended.error
+
+    def _recover(self, unit: Unit, process: str, reason: str) -> None:
+        """End what is left of a unit, and have it started again in a while, unless that has been tried enough."""
+        self._doubts = [doubt for doubt in self._doubts if doubt.unit is not unit]
+        self._processes.end(unit.processes)
+        if unit is self._learner:
+            self.summary = self._finished()
+            if self.summary is not None:
+                self._goodbyes_said = False
+                return
+        now = self._clock()
+        unit.failures = [failed for failed in unit.failures if now - failed < WINDOW_S]
+        before = len(unit.failures)
+        if before >= self._max_restarts:
+            times = f", after {before} restarts within ten minutes" if before else ""
+            raise PrimezeroError(
+                f"{reason}{times} (run.max_restarts={self._max_restarts}); see {self._log(process)}. Given again, the "
+                "same command goes on from the last checkpoint"
+            )
+        delay = min(LONGEST_BACKOFF_S, 2.0 ** (before - 1)) if before else 0.0
+        unit.failures.append(now)
+        unit.due = now + delay
+        self._on_restart(Restart(unit.name, reason, before + 1, self._max_restarts, delay, unit.go_on()))
+
+    def _reason(self, ended: Ended) -> str:
+        if isinstance(ended.error, ProcessDied):
+            return f"the process of {ended.name} died"
+        what = str(ended.error) if isinstance(ended.error, PrimezeroError) else repr(ended.error)
+        return f"{ended.name} failed: {what.partition(chr(10))[0][:REASON_CHARACTERS]}"
+
+    def _log(self, process: str) -> Path:
+        return self._logs / f"{process}.log"
+
+
+def _order(ended: Ended) -> int:
+    """Of what ended together: a summary outweighs all, and a death explains the errors beside it."""
+    if ended.error is None:
+        return 0
+    return 1 if isinstance(ended.error, ProcessDied) else 2

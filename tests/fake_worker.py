@@ -1,0 +1,247 @@
+"""Rollout workers that speak the protocol but have no engine, and a pool for them to talk to."""
+
+from __future__ import annotations
+
+import itertools
+import queue
+import threading
+from collections.abc import Callable
+
+import zmq
+from factories import make_closed
+
+from learner.collector import Collector
+from learner.problem_buffer import ProblemBuffer
+from learner.ticket_check import TokenLimits
+from learner.weight_client import StreamWeightSyncClient
+from learner.weight_sender import SendStats
+from learner.worker_pool import Identity, WorkerPool
+from shared import messages as msg
+from shared.config_file import load_config
+from shared.episodes import Evaluation, Task, TaskAccuracy, Ticket
+
+IDENTITY = Identity(model="m", tokenizer="t", environment="e")
+LINEAGE = 3
+
+_incarnations = itertools.count(1)
+
+
+class FakeWorker:
+    """A worker's stream: what it gets waits in `inbox`, or goes to `script`, on the stream's thread."""
+
+    def __init__(self, endpoint: str, name: str, script: Callable[[msg.Message], None] | None = None) -> None:
+        self.name = name
+        self.incarnation = 0
+        self.inbox: queue.Queue[msg.Message] = queue.Queue()
+        self._script = script or self.inbox.put
+        self._outbox: queue.Queue[list[bytes]] = queue.Queue()
+        self._endpoint = endpoint
+        self._leaving = False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        self._sequence = 0
+
+    def _run(self) -> None:
+        context = zmq.Context()
+        dealer = context.socket(zmq.DEALER)
+        dealer.setsockopt(zmq.LINGER, 1000)
+        dealer.connect(self._endpoint)
+        while not (self._leaving and self._outbox.empty()):
+            while not self._outbox.empty():
+                dealer.send_multipart(self._outbox.get())
+            if dealer.poll(5):
+                self._script(msg.decode(dealer.recv_multipart())[0])
+        dealer.close()
+        context.term()
+
+    def send(self, message: msg.Message) -> None:
+        self._outbox.put(msg.encode(message))
+
+    def hello(self, **changes: object) -> FakeWorker:
+        self.incarnation = next(_incarnations)
+        fields = {"protocol": msg.PROTOCOL_VERSION, "worker": self.name, "incarnation": self.incarnation}
+        fields |= {"model": "m", "tokenizer": "t", "environment": "e"}
+        self.send(msg.Hello(**(fields | changes)))
+        return self
+
+    def get(self, kind: type) -> msg.Message:
+        message = self.inbox.get(timeout=60)
+        assert isinstance(message, kind), message
+        return message
+
+    def welcomed(self, lineage: int = LINEAGE) -> FakeWorker:
+        assert self.get(msg.Welcome) == msg.Welcome(lineage, self.incarnation)
+        return self
+
+    def close_ticket(self, ticket: Ticket, **made) -> None:
+        self._outbox.put([bytes(f) for f in msg.encode_closed(self._sequence, make_closed(ticket, **made))])
+        self._sequence += 1
+
+    def answer(self, result: msg.Result) -> msg.Request:
+        call = self.get(msg.Call)
+        self.send(msg.Reply(call.id, result))
+        return call.request
+
+    def leave(self) -> None:
+        """Be gone, without a word."""
+        self._leaving = True
+        self.join()
+
+    def join(self) -> None:
+        """Until it is gone."""
+        self._thread.join(60)
+
+
+SMALL_BATCHES = {
+    "selfplay.proposals_per_task": 1,
+    "selfplay.buffer_problems_per_task": 1,
+    "selfplay.attempts": 2,
+    "selfplay.seed_problems_per_task": 5,
+    "selfplay.max_staleness": 0,
+    "stream.batch_timeout_s": 60,
+}
+
+
+def make_pool(endpoint: str, seeds, *, lineage: int = LINEAGE, clock=None, **overrides) -> WorkerPool:
+    """A pool and its collector; batches have six tickets."""
+    config = load_config(None, [f"--{k}={v}" for k, v in (SMALL_BATCHES | overrides).items()])
+    collector = Collector(
+        ProblemBuffer(seeds, capacity=50, seed=0),
+        tasks=list(Task),
+        selfplay=config.selfplay,
+        rewards=config.rewards,
+        limits=TokenLimits(prompt=10, response=10, vocabulary=100),
+        seed=0,
+        lineage=lineage,
+    )
+    return WorkerPool(endpoint, config, IDENTITY, collector, **({} if clock is None else {"clock": clock}))
+
+
+class Clock:
+    """A pool's time, which passes when a test says so."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def pass_by(self, seconds: float, pool: WorkerPool) -> None:
+        """Whoever waits in the pool notices."""
+        with pool._changed:
+            self._now += seconds
+            pool._changed.notify_all()
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for what another thread does; a test that waits in vain runs into its own time limit."""
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.005)
+
+
+class ObedientWorker(FakeWorker):
+    """Says hello, answers calls, closes tickets with the weights that it has, as a real worker does; has no engine.
+
+    fails_at, silent_at: the name of a request that it reports as failed, or does not answer
+    dies_at: the name of a message or request on which it is gone without a word
+    said: in order, the names of the requests, "work" and "proven"; `journal` gets (name, what) of several workers
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        name: str = "rollout-0",
+        *,
+        fails_at: str | None = None,
+        silent_at: str | None = None,
+        dies_at: str | None = None,
+        probe: tuple[float, ...] = (-1.0, -2.0),
+        journal: list[tuple[str, str]] | None = None,
+    ) -> None:
+        self.fails_at, self.silent_at, self.dies_at, self.probe = fails_at, silent_at, dies_at, probe
+        self.said: list[str] = []
+        self.requests: list[msg.Request] = []
+        self.refused: str | None = None
+        self.sent_home = False
+        self._journal = [] if journal is None else journal
+        self._staged = self._proven = -1
+        self._held: list[Ticket] = []
+        super().__init__(endpoint, name, self._obey)
+        self.hello()
+
+    def _obey(self, message: msg.Message) -> None:
+        match message:
+            case msg.Call(id, request):
+                self.requests.append(request)
+                self._say(type(request).__name__)
+                if not self._leaving and type(request).__name__ != self.silent_at:
+                    self._reply(id, request)
+            case msg.ProbePassed(version):
+                self._say("proven")
+                self._proven = version
+                self._close_held()
+            case msg.Work(tickets):
+                self._say("work")
+                self._held += tickets
+                self._close_held()
+            case msg.Refused(reason):
+                self.refused = reason
+                self._leaving = True
+            case msg.Greet():
+                self._held, self._proven = [], -1
+                self.hello()
+            case msg.Bye():
+                self.sent_home = True
+
+    def _say(self, what: str) -> None:
+        self.said.append(what)
+        self._journal.append((self.name, what))
+        if what == self.dies_at:
+            self._leaving = True
+
+    def _reply(self, id: int, request: msg.Request) -> None:
+        result: msg.Result = msg.Done()
+        if type(request).__name__ == self.fails_at:
+            result = msg.CallFailed("it could not")
+        elif isinstance(request, msg.FinishUpdate):
+            self._staged = request.version
+            result = msg.UpdateFinished(self.probe, 0.01)
+        elif isinstance(request, msg.Evaluate):
+            accuracy = {task: TaskAccuracy(10, 0.5, 0.0, 4.0) for task in Task}
+            result = msg.Evaluated(Evaluation(request.version, accuracy))
+        self.send(msg.Reply(id, result))
+
+    def _close_held(self) -> None:
+        """Nothing leaves while the weights that are live are unproven."""
+        if self._leaving or self._proven != self._staged:
+            return
+        for ticket in self._held:
+            assert ticket.min_version <= self._proven
+            self.close_ticket(ticket, version=min(self._proven, ticket.id.batch))
+        self._held = []
+
+
+class FourCalls:
+    """A sender that makes the four calls, as vLLM's trainer engines do, and moves nothing."""
+
+    def __init__(self, client: StreamWeightSyncClient, *, point_to_point: bool = True) -> None:
+        self.point_to_point = point_to_point
+        self.client = client
+        self.connected: list[list[str]] = []
+        self.fault: Exception | None = None
+
+    def connect(self) -> None:
+        self.connected.append([member.name for member in self.client.members])
+        self.client.init_weight_transfer_engine({"format": 1, "rank_offset": 1})
+
+    def close(self) -> None:
+        pass
+
+    def send(self, version: int) -> SendStats:
+        self.client.start_weight_update()
+        self.client.update_weights({"version": version})
+        if self.fault is not None:
+            raise self.fault
+        self.client.finish_weight_update(str(version))
+        return SendStats(0, 0.0, 0.0, 0.0, 0.0, calls=3)

@@ -1,0 +1,134 @@
+"""Ray's side of supervision: how processes end, and that nothing of one stays when another is to take its place."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from launch import ray_cluster
+from launch.marked_processes import lives
+from launch.supervisor import Ended, ProcessDied
+from rollout.worker import WorkerSpec
+from shared.config import Config
+from shared.errors import EngineError
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
+
+
+def stand_in() -> type:
+    class StandIn:
+        """Does as its name says; has a child that holds a segment and outlives it.
+
+        Local, so that Ray takes it along.
+        """
+
+        def run(self, config, spec, log_file):
+            import os
+            import subprocess
+            import time
+            from pathlib import Path
+
+            from shared.errors import EngineError
+
+            if spec.name == "raises":
+                raise EngineError("no engine")
+            if spec.name == "returns":
+                return
+            held = Path(f"/dev/shm/primezero-test-{spec.name}-{os.getpid()}")
+            command = f"exec 3>{held}; echo $$ > {log_file}.new; mv {log_file}.new {log_file}; exec sleep 100"
+            subprocess.Popen(["bash", "-c", command], start_new_session=True)
+            while True:
+                time.sleep(1)
+
+    return StandIn
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[SimpleNamespace]:
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pz", dir="/tmp") as folder:
+        patch.setattr(ray_cluster, "RolloutProcess", stand_in())
+        (Path(folder) / "logs").mkdir()
+        with ray_cluster.Cluster(Path(folder), Path(folder) / "logs") as started:
+            yield SimpleNamespace(processes=started, logs=Path(folder) / "logs", folder=Path(folder))
+
+
+def start(cluster: SimpleNamespace, name: str) -> tuple[psutil.Process, psutil.Process, Path]:
+    """A process that stays: itself, its child, what the child holds."""
+    cluster.processes.start_rollout(Config(), WorkerSpec(name=name, endpoint=""))
+    log = cluster.logs / f"{name}.log"
+    while not log.exists():
+        assert cluster.processes.poll(0.1) == []
+    child = psutil.Process(int(log.read_text()))
+    log.unlink()
+    parent = child.parent()
+    assert parent is not None
+    held = Path(f"/dev/shm/primezero-test-{name}-{parent.pid}")
+    assert held.exists()
+    return parent, child, held
+
+
+def wait_for_end(cluster: SimpleNamespace) -> Ended:
+    while not (ended := cluster.processes.poll(0.5)):
+        pass
+    return ended[0]
+
+
+def test_one_that_returns_or_raises_says_what(cluster):
+    for name in ("returns", "raises"):
+        cluster.processes.start_rollout(Config(), WorkerSpec(name=name, endpoint=""))
+    ended = {}
+    while len(ended) < 2:
+        ended |= {e.name: e for e in cluster.processes.poll(0.5)}
+    assert ended["returns"] == Ended("returns")
+    assert isinstance(ended["raises"].error, EngineError)
+    assert str(ended["raises"].error) == "no engine"
+    assert cluster.processes.running() == set()
+
+
+def test_of_one_that_was_killed_nothing_is_left_when_it_is_started_again(cluster, capfd):
+    parent, child, held = start(cluster, "killed")
+    _, other_child, other_held = start(cluster, "other")
+    cluster.processes._note()  # what a poll does every other second
+    socket = cluster.folder / "killed" / "a-socket-file"
+    socket.touch()
+    parent.kill()
+    ended = wait_for_end(cluster)
+    assert ended.name == "killed"
+    assert isinstance(ended.error, ProcessDied)
+    assert lives(child)
+    cluster.processes.end(["killed"])
+    assert not lives(child)
+    assert not held.exists()
+    assert lives(other_child)
+    assert other_held.exists()
+    again, second_child, _ = start(cluster, "killed")
+    assert again.pid != parent.pid
+    assert not socket.exists()
+    cluster.processes.end(["killed", "other"])
+    assert not lives(second_child)
+    assert not lives(other_child)
+    assert not other_held.exists()
+    assert "raylet" not in "".join(capfd.readouterr())
+
+
+def test_one_that_is_stopped_holds_up_nobody_and_can_be_ended(cluster):
+    parent, child, held = start(cluster, "stopped")
+    parent.send_signal(signal.SIGSTOP)
+    child.send_signal(signal.SIGSTOP)
+    for _ in range(4):
+        assert cluster.processes.poll(0.5) == []
+    assert "stopped" in cluster.processes.running()
+    parent.send_signal(signal.SIGCONT)
+    time.sleep(0.2)
+    parent.send_signal(signal.SIGSTOP)
+    cluster.processes.end(["stopped"])
+    assert not lives(parent)
+    assert not lives(child)
+    assert not held.exists()

@@ -1,0 +1,294 @@
+"""The nccl transport over gloo, between this process's ends and, for a death, another process."""
+
+from __future__ import annotations
+
+import base64
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+from plain_engine import DictSource, PlainClient, PlainEngine, expect_error, same, some_weights
+
+from learner.weight_broadcast import BroadcastTransport, GlooRoot
+from learner.weight_transport import Settings
+from rollout.receiving import bounded
+from rollout.weight_broadcast import BroadcastReceiver, GlooPeer
+from shared.errors import WeightSyncError
+
+CPU = torch.device("cpu")
+
+
+def engine() -> PlainEngine:
+    return PlainEngine(
+        DictSource(some_weights()).shapes,
+        lambda expected, dtype: BroadcastReceiver(expected, dtype, CPU, {"gloo": GlooPeer}),
+    )
+
+
+def transport(client: PlainClient, source: DictSource, timeout_s: float = 30.0) -> BroadcastTransport:
+    settings = Settings(torch.float32, 1000, timeout_s, "127.0.0.1")
+    return BroadcastTransport(client, source, settings, device=CPU, make_root=GlooRoot)
+
+
+def test_every_member_gets_every_version_and_the_group_follows_the_members() -> None:
+    source = DictSource(some_weights())
+    client = PlainClient([engine(), engine()])
+    sender = transport(client, source)
+    sender.connect()
+    for version in (1, 2, 3):
+        if version == 3:
+            gone, newcomer = client.members[0], engine()
+            client.members = [client.members[1], newcomer]
+            with pytest.raises(WeightSyncError, match="connect again"):
+                sender.send(version)
+            sender.connect()
+        source.weights = some_weights(version)
+        stats = sender.send(version)
+        assert all(same(member, source.weights) for member in client.members)
+        assert stats.calls == 3
+        assert stats.nbytes == sum(tensor.nbytes for tensor in source.weights.values())
+    assert not same(gone, source.weights)
+    assert source.passes == 6, "one to check, one to send"
+    sender.close()
+    with pytest.raises(WeightSyncError, match="closed"):
+        sender.send(4)
+
+
+def test_nan_is_refused_before_the_engines_hear_of_it() -> None:
+    source, client = DictSource(some_weights()), PlainClient([engine()])
+    sender = transport(client, source)
+    sender.connect()
+    source.weights["layer.7.weight"][2, 2] = float("nan")
+    with pytest.raises(WeightSyncError, match=r"layer\.7\.weight holds NaN"):
+        sender.send(1)
+    assert client.calls == ["init"]
+    source.weights["layer.7.weight"][2, 2] = 0
+    sender.send(1)
+    assert same(client.members[0], source.weights)
+
+
+@pytest.mark.parametrize(
+    ("where", "message"), [(2, "do not match their checksum"), (-8, "do not match"), (-32, "came where chunk")]
+)
+def test_damaged_bytes_are_refused_and_the_old_weights_go_on(
+    monkeypatch: pytest.MonkeyPatch, where: int, message: str
+) -> None:
+    """In the weights, in the checksum, and in the version that they are said to be."""
+    source, client = DictSource(some_weights(1)), PlainClient([engine(), engine()])
+    sender = transport(client, source)
+    sender.connect()
+    sender.send(1)
+    weights, sound = source.weights, GlooRoot.broadcast
+
+    def damaging(self: GlooRoot, buffer: torch.Tensor) -> None:
+        buffer[where] ^= 1
+        sound(self, buffer)
+
+    source.weights = some_weights(2)
+    monkeypatch.setattr(GlooRoot, "broadcast", damaging)
+    with pytest.raises(WeightSyncError, match=message):
+        sender.send(2)
+    for member in client.members:
+        assert expect_error(member) is not None
+        assert same(member, weights)
+    with pytest.raises(WeightSyncError, match="connect first"):
+        sender.send(2)
+    monkeypatch.undo()
+    sender.connect()
+    sender.send(3)
+    assert all(same(member, source.weights) for member in client.members)
+
+
+class DyingPeer(PlainEngine):
+    """Stands in a client for dying_peer.py."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
+        super().__init__(shapes, lambda *_: self)  # type: ignore[arg-type, return-value]
+        root = Path(__file__).parents[2]
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("dying_peer.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": str(root)},
+        )
+        self.tell(shapes)
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == b"ready\n"
+
+    def tell(self, message: Any) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(base64.b64encode(msgspec.msgpack.encode(message)) + b"\n")
+        self.process.stdin.flush()
+
+    def join(self, init_info: Any) -> None:
+        self.tell(init_info)
+
+    def begin(self) -> None:
+        pass
+
+    def update(self, info: dict[str, Any]) -> None:
+        self.tell(info)
+
+
+@pytest.mark.integration  # it starts a process, which imports torch
+def test_death_in_the_middle_of_a_broadcast_ends_every_wait() -> None:
+    """Learner and surviving engine have an error at once, and go on without the dead one."""
+    source = DictSource(some_weights(1))
+    survivor, dying = engine(), DyingPeer(DictSource(some_weights()).shapes)
+    client = PlainClient([survivor, dying])
+    sender = transport(client, source, timeout_s=120.0)
+    try:
+        sender.connect()
+        with pytest.raises(WeightSyncError, match=r"weight sync: version 1 did not reach the engines: .*chunk \d"):
+            sender.send(1)
+        error = expect_error(survivor)
+        assert error is not None
+        assert "did not come from the learner" in str(error)
+        assert dying.process.wait(60) == -signal.SIGKILL
+        client.members = [survivor]
+        sender.connect()
+        sender.send(2)
+        assert same(survivor, source.weights)
+    finally:
+        dying.process.kill()
+        dying.process.wait(60)
+
+
+def test_member_that_does_not_take_part_is_waited_for_no_longer_than_allowed() -> None:
+    source = DictSource(some_weights(1))
+    client = PlainClient([engine(), engine()])
+    sender = transport(client, source, timeout_s=2.0)
+    sender.connect()
+    client.members[1].update = lambda info: None  # type: ignore[method-assign]
+    with pytest.raises(WeightSyncError, match="weight sync: version 1 did not reach the engines"):
+        sender.send(1)
+
+
+def test_member_that_does_not_join_is_waited_for_no_longer_than_allowed() -> None:
+    client = PlainClient([engine(), engine()])
+    client.members[1].receiver.join = lambda init_info: None  # type: ignore[method-assign]
+    with pytest.raises(WeightSyncError, match=r"2 engines and the learner did not all meet .* within 1 s"):
+        transport(client, DictSource(some_weights()), timeout_s=1.0).connect()
+    with pytest.raises(WeightSyncError, match="no engines"):
+        transport(PlainClient([]), DictSource(some_weights())).connect()
+
+
+INIT = {
+    "format": 1,
+    "transport": "nccl",
+    "group": "0" * 32,
+    "kind": "gloo",
+    "address": "127.0.0.1",
+    "port": 1,
+    "unique_id": b"",
+    "rank_offset": 1,
+    "world_size": 2,
+    "timeout_s": 1.0,
+}
+
+
+def test_engine_that_cannot_join_says_so_when_weights_should_come() -> None:
+    member = engine()
+    member.receiver.join(INIT)
+    infos: list[dict[str, Any]] = []
+    client = PlainClient([engine()])
+    client.change_info = infos.append
+    sender = transport(client, DictSource(some_weights()))
+    sender.connect()
+    sender.send(1)
+    member.start()
+    with pytest.raises(WeightSyncError, match="not in the group"):
+        member.update(infos[0])
+    member.update(infos[0] | {"group": INIT["group"]})
+    error = expect_error(member)
+    assert error is not None
+    assert "joining the learner's gloo group failed" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "nccl", "unique_id": bytes(128)}, "needs the engine on a GPU"),
+        ({"rank_offset": 2}, "rank 2 is not in a group of 2"),
+        ({"rank_offset": 0}, "malformed"),
+        ({"world_size": 1}, "malformed"),
+        ({"port": 2**16}, "malformed"),
+        ({"address": "a b"}, "malformed"),
+        ({"timeout_s": 0}, "malformed"),
+        ({"group": "x"}, "malformed"),
+        ({"extra": 1}, "malformed"),
+        ({"format": 9}, "format 9"),
+    ],
+)
+def test_handshake_that_makes_no_sense_is_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(WeightSyncError, match=message):
+        engine().receiver.join(INIT | change)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda info: info["chunks"].pop(),
+        lambda info: info["chunks"].append(info["chunks"][0]),
+        lambda info: info["chunks"][0][0].__setitem__(0, "other"),
+        lambda info: info["chunks"][0][0].__setitem__(2, [7, 5]),
+        lambda info: info["chunks"][0][0].__setitem__(1, "bfloat16"),
+        lambda info: info["chunks"][0][0].__setitem__(3, 2**40),
+        lambda info: info.update(version=-1),
+        lambda info: info.update(chunks=[]),
+    ],
+)
+def test_update_that_is_not_the_models_is_refused_before_anything_is_received(damage: Any) -> None:
+    source = DictSource(some_weights(1))
+    client = PlainClient([engine()])
+    client.change_info = damage
+    sender = transport(client, source, timeout_s=1.0)
+    sender.connect()
+    with pytest.raises(WeightSyncError, match=r"malformed|lacks|twice|has not|has shape|computes in|not 1099511627776"):
+        sender.send(1)
+    assert client.members[0].receiving is None
+
+
+def test_source_that_is_not_what_it_said_is_an_error() -> None:
+    source = DictSource(some_weights(1))
+    sender = transport(PlainClient([engine()]), source)
+    source.weights["layer.3.weight"] = torch.zeros(1)
+    with pytest.raises(
+        WeightSyncError, match=r"gave layer\.3\.weight \(1,\) where layer\.3\.weight \(25, 39\) was due"
+    ):
+        sender.connect()
+        sender.send(1)
+    assert source.passes == 1
+
+
+def test_what_nothing_can_end_is_left() -> None:
+    """NCCL's waits: the item that does not come is given up, and others are not held up."""
+
+    stuck = threading.Event()
+
+    def items() -> Iterator[int]:
+        yield 1
+        stuck.wait(60)
+        yield 2
+
+    given = bounded(items(), 0.3, lambda: WeightSyncError("too late"))
+    assert next(given) == 1
+    with pytest.raises(WeightSyncError, match="too late"):
+        next(given)
+    stuck.set()
+    assert list(bounded(iter(range(100)), 30, AssertionError)) == list(range(100))
+
+    def failing() -> Iterator[int]:
+        yield 1
+        raise WeightSyncError("broken")
+
+    with pytest.raises(WeightSyncError, match="broken"):
+        list(bounded(failing(), 30, AssertionError))
