@@ -43,7 +43,7 @@ class PendingCall:
 
 @dataclass(slots=True)
 class Turnover:
-    """What has come and gone: workers brought to the weights, those of them that left, tickets issued again for that."""
+    """What has come and gone: workers brought to the weights, those that left, tickets issued again for it."""
 
     workers_joined: int = 0
     workers_lost: int = 0

@@ -42,7 +42,7 @@ class WorkerPool:
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
     lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
 
-    clock: seconds, for `stream.worker_timeout_s`
+    clock: seconds, for all timeouts
     """
 
     def __init__(
@@ -233,7 +233,7 @@ class WorkerPool:
     ) -> None:
         """Until `condition`; the time starts anew whenever `progress` changes."""
         with self._changed:
-            seen, deadline = progress(), time.monotonic() + timeout_s
+            seen, deadline = progress(), self._clock() + timeout_s
         while True:
             with self._changed:
                 if condition():
@@ -241,12 +241,12 @@ class WorkerPool:
                 if self._failure is not None:
                     raise self._failure
                 if progress() != seen:
-                    seen, deadline = progress(), time.monotonic() + timeout_s
+                    seen, deadline = progress(), self._clock() + timeout_s
                 attending = attend is not None and self._attention
                 if attending:
                     self._attention = False
                 else:
-                    left = deadline - time.monotonic()
+                    left = deadline - self._clock()
                     if left <= 0:
                         raise StreamTimeoutError(
                             f"after {timeout_s:g} s: {what()}{self.last_loss()}; see logs/rollout-*.log"

@@ -13,6 +13,8 @@ from factories import make_closed
 from learner.collector import Collector
 from learner.problem_buffer import ProblemBuffer
 from learner.ticket_check import TokenLimits
+from learner.weight_client import StreamWeightSyncClient
+from learner.weight_sender import SendStats
 from learner.worker_pool import Identity, WorkerPool
 from shared import messages as msg
 from shared.config_file import load_config
@@ -63,7 +65,7 @@ class FakeWorker:
         return self
 
     def get(self, kind: type) -> msg.Message:
-        message = self.inbox.get(timeout=5)
+        message = self.inbox.get(timeout=60)
         assert isinstance(message, kind), message
         return message
 
@@ -83,7 +85,11 @@ class FakeWorker:
     def leave(self) -> None:
         """Be gone, without a word."""
         self._leaving = True
-        self._thread.join(5)
+        self.join()
+
+    def join(self) -> None:
+        """Until it is gone."""
+        self._thread.join(60)
 
 
 SMALL_BATCHES = {
@@ -92,7 +98,7 @@ SMALL_BATCHES = {
     "selfplay.attempts": 2,
     "selfplay.seed_problems_per_task": 5,
     "selfplay.max_staleness": 0,
-    "stream.batch_timeout_s": 5,
+    "stream.batch_timeout_s": 60,
 }
 
 
@@ -109,6 +115,22 @@ def make_pool(endpoint: str, seeds, *, lineage: int = LINEAGE, clock=None, **ove
         lineage=lineage,
     )
     return WorkerPool(endpoint, config, IDENTITY, collector, **({} if clock is None else {"clock": clock}))
+
+
+class Clock:
+    """A pool's time, which passes when a test says so."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+
+    def __call__(self) -> float:
+        return self._now
+
+    def pass_by(self, seconds: float, pool: WorkerPool) -> None:
+        """Whoever waits in the pool notices."""
+        with pool._changed:
+            self._now += seconds
+            pool._changed.notify_all()
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -198,3 +220,28 @@ class ObedientWorker(FakeWorker):
             assert ticket.min_version <= self._proven
             self.close_ticket(ticket, version=min(self._proven, ticket.id.batch))
         self._held = []
+
+
+class FourCalls:
+    """A sender that makes the four calls, as vLLM's trainer engines do, and moves nothing."""
+
+    def __init__(self, client: StreamWeightSyncClient, *, point_to_point: bool = True) -> None:
+        self.point_to_point = point_to_point
+        self.client = client
+        self.connected: list[list[str]] = []
+        self.fault: Exception | None = None
+
+    def connect(self) -> None:
+        self.connected.append([member.name for member in self.client.members])
+        self.client.init_weight_transfer_engine({"format": 1, "rank_offset": 1})
+
+    def close(self) -> None:
+        pass
+
+    def send(self, version: int) -> SendStats:
+        self.client.start_weight_update()
+        self.client.update_weights({"version": version})
+        if self.fault is not None:
+            raise self.fault
+        self.client.finish_weight_update(str(version))
+        return SendStats(0, 0.0, 0.0, 0.0, 0.0)

@@ -1,19 +1,12 @@
 """Workers that come late, go, and come back; a learner that comes back. Over real sockets, without engines."""
 
 import pytest
-from fake_worker import LINEAGE, FakeWorker, make_pool, until
+from fake_worker import LINEAGE, Clock, FakeWorker, make_pool, until
 
 from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.episodes import Ticket
 from shared.errors import MessageError
-
-
-class Clock:
-    now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -106,9 +99,9 @@ def test_what_a_lost_worker_had_open_is_issued_again_and_the_batch_completes(poo
         until(lambda: not _still_reached(pool, lost_member))
     elif end == "silent":
         for _ in range(4):
-            clock.now += 20
+            clock.pass_by(20, pool)
             other.send(msg.Alive())
-            until(lambda: max(w.heard for w in pool._workers.values()) == clock.now)
+            until(lambda: max(w.heard for w in pool._workers.values()) == clock())
             pool._sweep()
     else:
         lost.hello().welcomed()
@@ -174,7 +167,7 @@ def test_a_given_up_worker_comes_back_through_a_greeting(pool, workers, clock):
     worker = workers()
     prove(pool, worker)
     for _ in range(4):
-        clock.now += 20
+        clock.pass_by(20, pool)
         pool._sweep()
     assert pool.members() == []
     worker.send(msg.Alive())
@@ -186,7 +179,7 @@ def test_a_given_up_worker_comes_back_through_a_greeting(pool, workers, clock):
 def test_a_learner_that_stood_still_itself_gives_nobody_up(pool, workers, clock):
     worker = workers()
     prove(pool, worker)
-    clock.now += 1000
+    clock.pass_by(1000, pool)
     pool._sweep()
     assert len(pool.members()) == 1
 

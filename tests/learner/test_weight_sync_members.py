@@ -4,7 +4,7 @@ import threading
 
 import numpy as np
 import pytest
-from fake_worker import ObedientWorker, make_pool, until
+from fake_worker import Clock, FourCalls, ObedientWorker, make_pool, until
 
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import SendStats
@@ -13,38 +13,18 @@ from shared import messages as msg
 from shared.errors import StreamTimeoutError, WeightSyncError
 
 OURS = np.array([-1.0, -2.0], dtype=np.float32)
+TIMEOUT_S = 50
 CALLS = ["InitTransfer", "StartUpdate", "UpdateWeights", "FinishUpdate"]
 
 
-class FourCalls:
-    """A sender that makes the four calls, as vLLM's trainer engines do, and moves nothing."""
-
-    def __init__(self, client: StreamWeightSyncClient, *, point_to_point: bool = True) -> None:
-        self.point_to_point = point_to_point
-        self.client = client
-        self.connected: list[list[str]] = []
-        self.fault: Exception | None = None
-
-    def connect(self) -> None:
-        self.connected.append([member.name for member in self.client.members])
-        self.client.init_weight_transfer_engine({"format": 1, "rank_offset": 1})
-
-    def send(self, version: int) -> SendStats:
-        self.client.start_weight_update()
-        self.client.update_weights({"version": version})
-        if self.fault is not None:
-            raise self.fault
-        self.client.finish_weight_update(str(version))
-        return SendStats(0, 0.0, 0.0, 0.0, 0.0)
-
-
 class Setup:
-    def __init__(self, endpoint: str, seeds, *, timeout_s: float = 5, point_to_point: bool = True) -> None:
+    def __init__(self, endpoint: str, seeds, *, point_to_point: bool = True) -> None:
         self.endpoint = endpoint
-        self.pool = make_pool(endpoint, seeds)
-        client = StreamWeightSyncClient(self.pool, [1, 2, 3], timeout_s)
+        self.clock = Clock()
+        self.pool = make_pool(endpoint, seeds, clock=self.clock)
+        client = StreamWeightSyncClient(self.pool, [1, 2, 3], TIMEOUT_S)
         self.sender = FourCalls(client, point_to_point=point_to_point)
-        self.sync = WeightSync(self.pool, client, self.sender, lambda: OURS, tolerance=1e-4, wait_s=0.3)
+        self.sync = WeightSync(self.pool, client, self.sender, lambda: OURS, tolerance=1e-4, wait_s=TIMEOUT_S)
         self.workers: list[ObedientWorker] = []
 
     def join(self, **behaviour) -> ObedientWorker:
@@ -52,6 +32,30 @@ class Setup:
         self.workers.append(ObedientWorker(self.endpoint, name, **behaviour))
         until(lambda: name in {member.name for member in self.pool.members()})
         return self.workers[-1]
+
+    def notice_the_death_of(self, worker: ObedientWorker) -> None:
+        """As soon as it is dead, rather than after `stream.worker_timeout_s`: something is sent to it."""
+        member = next(member for member in self.pool.members() if member.name == worker.name)
+
+        def send() -> None:
+            worker.join()
+            until(lambda: self.pool._server.send(member.peer, msg.Ack(0)) or member not in self.pool.members())
+
+        threading.Thread(target=send, daemon=True).start()
+
+    def wait_in_vain_for(self, worker: ObedientWorker) -> None:
+        """The time for a call is over when all others have answered."""
+
+        def answered() -> bool:
+            others = len(self.workers) - 1
+            asked = worker.said[-1:] == [worker.silent_at]
+            return asked and any(len(call.results) == others for call in list(self.pool._calls.values()))
+
+        def pass_by() -> None:
+            until(answered)
+            self.clock.pass_by(TIMEOUT_S + 1, self.pool)
+
+        threading.Thread(target=pass_by, daemon=True).start()
 
     def ready(self) -> list[str]:
         return [member.name for member in self.pool.ready()]
@@ -78,8 +82,12 @@ def make_setup(tmp_path, seeds):
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("how", ["fails_at", "silent_at", "dies_at"])
 def test_a_member_lost_at_any_of_the_four_calls_does_not_hold_the_others_up(make_setup, call, how):
-    setup = make_setup(timeout_s=0.5)
+    setup = make_setup()
     good, bad, better = setup.join(), setup.join(**{how: call}), setup.join()
+    if how == "dies_at":
+        setup.notice_the_death_of(bad)
+    if how == "silent_at":
+        setup.wait_in_vain_for(bad)
     record = setup.sync.everyone(3)
     assert record["pause_s"] == 0.01
     assert setup.ready() == ["rollout-0", "rollout-2"]
@@ -136,7 +144,6 @@ def test_a_newcomer_that_fails_leaves_and_bringing_up_ends(make_setup):
 def test_with_nobody_left_the_sync_waits_for_somebody_new(make_setup):
     setup = make_setup()
     setup.join(fails_at="UpdateWeights")
-    setup.sync._wait_s = 60
     joining = threading.Thread(target=lambda: (until(lambda: not setup.pool.members()), setup.join()))
     joining.start()
     setup.sync.everyone(4)
@@ -147,7 +154,8 @@ def test_with_nobody_left_the_sync_waits_for_somebody_new(make_setup):
 def test_with_nobody_coming_the_sync_ends_with_the_last_failure(make_setup):
     setup = make_setup()
     setup.join(fails_at="UpdateWeights")
-    with pytest.raises(StreamTimeoutError, match="0 of 1 rollout workers.*rollout-0: UpdateWeights: it could not"):
+    setup.sync._wait_s = 0
+    with pytest.raises(StreamTimeoutError, match=r"0 of 1 rollout workers.*rollout-0: UpdateWeights: it could not"):
         setup.sync.everyone(4)
 
 
@@ -173,7 +181,7 @@ def test_a_fault_of_the_sender_itself_ends_the_run(make_setup):
 def test_a_sender_that_gives_up_with_a_member_sends_again_to_the_others(make_setup):
     setup = make_setup(point_to_point=False)
     setup.join()
-    setup.join(dies_at="UpdateWeights")
+    setup.notice_the_death_of(setup.join(dies_at="UpdateWeights"))
     setup.sender.fault = WeightSyncError("the group is broken")
     send = setup.sender.send
 
@@ -184,7 +192,6 @@ def test_a_sender_that_gives_up_with_a_member_sends_again_to_the_others(make_set
             setup.sender.fault = None
 
     setup.sender.send = then_mended
-    setup.sync._client._timeout_s = 0.5
     setup.sync.everyone(0)
     assert setup.sender.connected == [["rollout-0", "rollout-1"], ["rollout-0"]]
     assert setup.ready() == ["rollout-0"]

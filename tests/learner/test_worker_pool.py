@@ -152,7 +152,7 @@ def test_a_wait_in_vain_names_why_the_last_worker_left(pools):
     worker = joined(pool, endpoint)
     pool.open_through(0, 9)
     worker.send(msg.Failed("the engine is dead"))
-    with pytest.raises(StreamTimeoutError, match="0 of 6 tickets.*rollout-0: the engine is dead"):
+    with pytest.raises(StreamTimeoutError, match=r"0 of 6 tickets.*rollout-0: the engine is dead"):
         pool.wait_for_batch(0)
     worker.leave()
 
@@ -178,10 +178,10 @@ def test_who_fails_a_call_or_leaves_it_unanswered_is_sent_away(pools):
     workers[0].answer(msg.Done())
     workers[1].answer(msg.CallFailed("no room"))
     until(lambda: len(pool._calls[call].results) == 2)
-    assert [member.name for member in pool.finish_call(call, 0.05)] == ["rollout-0"]
+    assert [member.name for member in pool.finish_call(call, 0)] == ["rollout-0"]
     assert workers[1].get(msg.Refused).reason == "StartUpdate: no room"
     workers[2].get(msg.Call)
-    assert "not answered within 0.05 s" in workers[2].get(msg.Refused).reason
+    assert "not answered within 0 s" in workers[2].get(msg.Refused).reason
     assert [member.name for member in pool.members()] == ["rollout-0"]
     workers[2].send(msg.Reply(call, msg.Done()))  # too late: it is not trusted any more
     workers[2].get(msg.Greet)

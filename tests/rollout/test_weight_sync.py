@@ -48,6 +48,7 @@ class Setup:
         self.engine._stop_token_ids = []  # so that every request runs to its full length
         self.client = DirectClient(loop, self.engine)
         self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype))
+        self.sender.connect()
         self.version = 0
 
     def sync(self, seed: int) -> None:

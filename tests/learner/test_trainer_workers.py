@@ -1,0 +1,260 @@
+"""Whole training runs over real sockets with workers that come and go; engines, policy and weights are played."""
+
+from __future__ import annotations
+
+import json
+import threading
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch.distributed
+from fake_worker import SMALL_BATCHES, FourCalls, ObedientWorker, until
+
+import learner.trainer
+from learner.checkpoint import CheckpointStore
+from learner.spec import LearnerSpec, SeedStage
+from learner.train_metrics import TrainMetrics
+from learner.trainer import Trainer
+from shared.config_file import load_config
+
+PROBE = (1, 2, 3)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone():
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+class PlayedPolicy:
+    """Trains nothing; `during` is called in each update, with the update's number."""
+
+    vocabulary = 100
+    penalises_reward = False
+    module = weights = None
+
+    def __init__(self, journal: list[tuple[str, str]]) -> None:
+        self._journal = journal
+        self.updates = 0
+        self.during = lambda update: None
+
+    def train(self, batch) -> TrainMetrics:
+        self._journal.append(("learner", "train"))
+        self.during(self.updates)
+        self.updates += 1
+        return TrainMetrics(**{field.name: 0 for field in fields(TrainMetrics)})
+
+    def score(self, probe) -> np.ndarray:
+        return np.array([-1.0, -2.0], dtype=np.float32)
+
+    def state(self) -> dict:
+        return {}
+
+    def save(self, folder) -> None:
+        pass
+
+    def save_pretrained(self, folder) -> None:
+        pass
+
+
+class Run:
+    def __init__(self, folder, seeds, monkeypatch, *, point_to_point: bool = True, **overrides) -> None:
+        settings = {"run.steps": 4, "run.evaluate_every": 2, "run.checkpoint_every": 0, "rollout.start_timeout_s": 60}
+        settings |= SMALL_BATCHES | {"sync.timeout_s": 60, "rollout.evaluation_timeout_s": 60} | overrides
+        monkeypatch.setattr(learner.trainer, "model_fingerprint", lambda folder: "m")
+        monkeypatch.setattr(learner.trainer, "tokenizer_fingerprint", lambda folder: "t")
+        monkeypatch.setattr(learner.trainer, "copy_tokenizer", lambda *folders: None)
+        monkeypatch.setattr(
+            learner.trainer,
+            "WeightSender",
+            lambda client, *_, **__: FourCalls(client, point_to_point=point_to_point),
+        )
+        self.folder, self.endpoint = folder, f"ipc://{folder}/stream"
+        self.journal: list[tuple[str, str]] = []
+        self.policy = PlayedPolicy(self.journal)
+        self.workers: list[ObedientWorker] = []
+        spec = LearnerSpec(
+            endpoint=self.endpoint,
+            run_folder=folder,
+            environment="e",
+            seeds=[SeedStage(0, seeds)],
+            probe=PROBE,
+            checkpoints=folder / "checkpoints",
+            resume_from=None,
+            lineage=3,
+            stop_file=folder / "STOP",
+        )
+        config = load_config(None, [f"--{key}={value}" for key, value in settings.items()])
+        self.trainer = Trainer(config, spec, self.policy, CheckpointStore(spec.checkpoints, keep=1), None)
+
+    def join(self, name: str = "rollout-0", **behaviour) -> ObedientWorker:
+        self.workers.append(ObedientWorker(self.endpoint, name, journal=self.journal, **behaviour))
+        return self.workers[-1]
+
+    def play(self) -> list[dict]:
+        """To the end; what is in metrics.jsonl."""
+        try:
+            self.trainer.run()
+        finally:
+            self.trainer.close()
+        return self.records("metrics")
+
+    def records(self, name: str) -> list[dict]:
+        return [json.loads(line) for line in (self.folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def make_run(tmp_path, seeds, monkeypatch):
+    made: list[Run] = []
+
+    def make(**options) -> Run:
+        made.append(Run(tmp_path, seeds, monkeypatch, **options))
+        return made[-1]
+
+    yield make
+    for run in made:
+        for worker in run.workers:
+            worker.leave()
+
+
+def test_a_run_to_its_end_sends_its_workers_home(make_run):
+    run = make_run()
+    worker = run.join()
+    records = run.play()
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(
+        record["workers"] == {"workers_joined": 0, "workers_lost": 0, "tickets_reissued": 0} for record in records
+    )
+    assert [e["version"] for e in run.records("evaluations")] == [0, 2, 4]
+    until(lambda: worker.sent_home)
+
+
+def test_a_run_that_fails_leaves_its_workers_to_the_next_learner(make_run):
+    run = make_run()
+    worker = run.join()
+
+    def fail(update: int) -> None:
+        raise RuntimeError("out of memory")
+
+    run.policy.during = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run.play()
+    assert not worker.sent_home
+
+
+def test_engines_and_learner_take_turns(make_run):
+    """Asleep while the learner computes, awake by the sync or else woken; an evaluation is finished before."""
+    run = make_run(**{"rollout.colocation": "alternate", "sync.every": 2, "selfplay.max_staleness": 1, "run.steps": 4})
+    run.join()
+    run.play()
+    sync = ["StartUpdate", "UpdateWeights", "FinishUpdate", "proven"]
+    # "work" comes whenever a ticket is closed early; what takes turns is the rest.
+    steps = [what for _, what in run.journal if what != "work"]
+    assert steps == [
+        *["InitTransfer", *sync, "Evaluate"],
+        *["Sleep", "train", "Wake"],
+        *["Sleep", "train", *sync, "Evaluate"],
+        *["Sleep", "train", "Wake"],
+        *["Sleep", "train", *sync, "Evaluate"],
+    ]
+    asleep = False
+    for _, what in run.journal:
+        asleep = what == "Sleep" or (asleep and what not in ("Wake", "FinishUpdate"))
+        assert not (asleep and what == "Evaluate")
+        assert asleep or what != "train"
+
+
+def test_side_by_side_nobody_sleeps(make_run):
+    run = make_run()
+    run.join()
+    run.play()
+    assert not {what for _, what in run.journal} & {"Sleep", "Wake"}
+
+
+def test_a_worker_that_dies_is_replaced_while_the_learner_waits_for_its_tickets(make_run):
+    run = make_run()
+    first = run.join(dies_at="work")
+    restarted = threading.Thread(target=lambda: (first.join(), run.join()))
+    restarted.start()
+    records = run.play()
+    restarted.join()
+    assert records[0]["workers"] == {"workers_joined": 1, "workers_lost": 1, "tickets_reissued": 6}
+    assert len(records) == 4
+    said = run.workers[1].said
+    assert said.index("proven") < said.index("work")
+
+
+@pytest.mark.parametrize("point_to_point", [True, False])
+def test_a_worker_that_comes_during_an_update_works_from_the_next_sync_on(make_run, point_to_point):
+    run = make_run(point_to_point=point_to_point)
+    run.join()
+
+    def during(update: int) -> None:
+        if update == 1:
+            late = run.join("rollout-1")
+            until(lambda: len(run.trainer._pool.members()) == 2)
+            assert late.said == []
+
+    run.policy.during = during
+    records = run.play()
+    assert [record["workers"]["workers_joined"] for record in records] == [0, 1, 0, 0]
+    assert run.workers[1].said[:6] == ["InitTransfer", "StartUpdate", "UpdateWeights", "FinishUpdate", "proven", "work"]
+
+
+def test_an_evaluation_moves_to_another_worker_that_has_the_version(make_run):
+    run = make_run(**{"rollout.workers": 2})
+    unable, able = run.join("rollout-0", fails_at="Evaluate"), run.join("rollout-1")
+    run.play()
+    assert [e["version"] for e in run.records("evaluations")] == [0, 2, 4]
+    assert unable.said.count("Evaluate") == 1
+    assert able.said.count("Evaluate") == 3
+
+
+def test_an_evaluation_waits_for_a_newcomer_where_no_other_worker_is_left(make_run):
+    run = make_run(**{"run.steps": 0})
+    first = run.join(fails_at="Evaluate")
+    restarted = threading.Thread(target=lambda: (first.join(), run.join()))
+    restarted.start()
+    run.play()
+    restarted.join()
+    assert [e["version"] for e in run.records("evaluations")] == [0]
+    assert run.workers[1].said[-2:] == ["proven", "Evaluate"]
+
+
+def test_an_evaluation_of_weights_that_nobody_has_any_more_is_owed_at_the_next_sync(make_run):
+    run = make_run(**{"run.steps": 6, "run.evaluate_every": 3})
+    first = run.join(silent_at=None)
+
+    def during(update: int) -> None:
+        """The only worker dies in the midst of evaluating version 3, while the learner makes version 4."""
+        if update == 2:
+            first.silent_at = "Evaluate"
+        if update == 3:
+            first.leave()
+            run.join()
+            until(lambda: [m.incarnation for m in run.trainer._pool.members()] == [run.workers[1].incarnation])
+
+    run.policy.during = during
+    run.play()
+    assert [e["version"] for e in run.records("evaluations")] == [0, 4, 6]
+    assert first.said.count("Evaluate") == 2
+
+
+def test_with_syncs_far_apart_a_newcomer_is_ahead_of_the_others_and_nobody_goes_back(make_run):
+    run = make_run(**{"run.steps": 4, "sync.every": 2, "selfplay.max_staleness": 2, "rollout.max_open_tickets": 2})
+    run.join()
+
+    def during(update: int) -> None:
+        if update == 0:
+            run.join("rollout-1")
+            until(lambda: len(run.trainer._pool.members()) == 2)
+
+    run.policy.during = during
+    records = run.play()
+    assert records[0]["workers"]["workers_joined"] + records[1]["workers"]["workers_joined"] == 1
+    versions = [r.version for r in run.workers[1].requests if hasattr(r, "version") and hasattr(r, "probe")]
+    assert versions in ([1, 2, 4], [2, 4])  # at 1 if the learner had to wait for batch 1
+    assert all(record["staleness_max"] <= 2 for record in records)

@@ -1,0 +1,221 @@
+"""A run's tickets, versions and workers, event by event, without sockets, engines or clocks.
+
+The pool and the collector are the real ones. Workers come, leave, and sample with the weights that they have.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from factories import make_closed
+from fake_worker import make_pool
+
+import learner.worker_pool
+from learner.collector import Batch
+from shared import messages as msg
+from shared.episodes import ClosedTicket, Task, Ticket, TicketId, VersionSpan
+
+LAST_BATCH = 1000
+NAMES = 3
+
+
+class Wire:
+    """In place of the stream server: what is sent waits to be delivered."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        self.rejected: Counter[str] = Counter()
+        self.sent: list[tuple[bytes, msg.Message]] = []
+
+    def send(self, peer: bytes, message: msg.Message) -> None:
+        self.sent.append((peer, message))
+
+    def count(self, reason: str) -> None:
+        self.rejected[reason] += 1
+
+
+@dataclass
+class SimulatedWorker:
+    """live: its engine's weights; proven: the newest that it may use; open: tickets, and the weights they began with"""
+
+    name: str
+    incarnation: int
+    live: int = -1
+    proven: int | None = None
+    open: dict[TicketId, tuple[Ticket, int]] = field(default_factory=dict)
+    closed: list[ClosedTicket] = field(default_factory=list)
+
+    @property
+    def peer(self) -> bytes:
+        return str(self.incarnation).encode()
+
+
+class SimulatedRun:
+    """version: of the learner's weights, and the batch that it waits for; every: batches between syncs"""
+
+    def __init__(self, seeds, *, max_staleness: int, every: int) -> None:
+        self.every, self.max_staleness = every, max_staleness
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(learner.worker_pool, "StreamServer", Wire)
+            settings = {"selfplay.max_staleness": max_staleness, "rollout.max_open_tickets": 4}
+            self.pool = make_pool("nowhere", seeds, **settings)
+        self.wire: Wire = self.pool._server
+        self.workers: list[SimulatedWorker] = []
+        self.version = 0
+        self.batches: list[Batch] = []
+        self._issued: dict[TicketId, Ticket] = {}
+        self._copies = 0
+        self._first: dict[TicketId, float] = {}
+        self._incarnations = 0
+        self.sync()
+
+    # --- events ---
+
+    def join(self, which: int) -> None:
+        """A worker, or the next incarnation of one that is here."""
+        self._incarnations += 1
+        worker = SimulatedWorker(f"rollout-{which % NAMES}", self._incarnations)
+        self.workers = [w for w in self.workers if w.name != worker.name] + [worker]
+        hello = msg.Hello(msg.PROTOCOL_VERSION, worker.name, worker.incarnation, "m", "t", "e")
+        self._say(worker, hello)
+
+    def fail(self, which: int) -> None:
+        if self.workers:
+            worker = self.workers.pop(which % len(self.workers))
+            self._say(worker, msg.Failed("it was to be expected"))
+
+    def vanish(self, which: int) -> None:
+        if self.workers:
+            self.pool._gone(self.workers.pop(which % len(self.workers)).peer)
+            self._deliver()
+
+    def bring_up(self, _: int = 0) -> None:
+        """What the trainer does with newcomers."""
+        self._update([member.peer for member in self.pool.newcomers()], failing=None)
+
+    def close(self, which: int) -> None:
+        """Some worker closes a ticket, unless its weights are not proven yet."""
+        able = [worker for worker in self.workers if worker.open and worker.live == worker.proven]
+        if able:
+            worker = able[which % len(able)]
+            ticket, began = worker.open.pop(list(worker.open)[which % len(worker.open)])
+            worker.closed.append(self._sampled(ticket, began, worker.live))
+            self._send_closed(worker, worker.closed[-1])
+
+    def close_again(self, which: int) -> None:
+        able = [worker for worker in self.workers if worker.closed]
+        if able:
+            worker = able[which % len(able)]
+            self._send_closed(worker, worker.closed[which % len(worker.closed)])
+
+    def train(self, which: int) -> None:
+        """Train the batch, if it is complete; then sync, if it is time, perhaps losing a worker."""
+        if self.pool._collector.is_complete(self.version):
+            self.batches.append(self.pool.wait_for_batch(self.version))
+            self.version += 1
+            if self.version % self.every == 0:
+                self.sync(failing=which if which > 5 else None)
+
+    # --- what they are made of ---
+
+    def sync(self, failing: int | None = None) -> None:
+        self._update([worker.peer for worker in self.workers], failing)
+        before = dict(self._issued)
+        self.pool.open_through(self.version, LAST_BATCH)
+        opened = [t for batch in self.pool._collector._open.values() for t in batch.tickets]
+        self._issued = {t.id: t for t in opened} | before
+        self._deliver()
+
+    def finish(self, batches: int) -> None:
+        """Go on until so many batches are trained."""
+        step = 0
+        while len(self.batches) < batches:
+            step += 1
+            assert step < 2000, "the run does not get on"
+            if not self.workers:
+                self.join(0)
+            self.bring_up()
+            self.close(step)
+            self.train(0)
+
+    def _update(self, peers: list[bytes], failing: int | None) -> None:
+        updated = [worker for worker in self.workers if worker.peer in peers]
+        for worker in updated:
+            assert worker.live <= self.version
+            worker.live = self.version
+        if failing is not None:
+            self.fail(failing)  # between finishing the update and the probe
+        self.pool.prove([m for m in self.pool.members() if m.peer in {w.peer for w in updated}], self.version)
+        self._deliver()
+
+    def _say(self, worker: SimulatedWorker, message: msg.Message) -> None:
+        self.pool._handle(worker.peer, message, ())
+        self._deliver()
+
+    def _send_closed(self, worker: SimulatedWorker, closed: ClosedTicket) -> None:
+        header, *buffers = msg.encode_closed(0, closed)
+        message, _ = msg.decode([header, *buffers])
+        self._first.setdefault(closed.id, mark(closed))
+        self.pool._handle(worker.peer, message, buffers)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        sent, self.wire.sent = self.wire.sent, []
+        by_peer = {worker.peer: worker for worker in self.workers}
+        for peer, message in sent:
+            worker = by_peer.get(peer)
+            if worker is None:
+                continue
+            match message:
+                case msg.ProbePassed(version):
+                    worker.proven = version
+                case msg.Work(tickets):
+                    for ticket in tickets:
+                        self._start(worker, ticket)
+                case msg.Welcome() | msg.Ack():
+                    pass
+                case _:
+                    raise AssertionError(f"an honest worker was told {message}")
+
+    def _start(self, worker: SimulatedWorker, ticket: Ticket) -> None:
+        assert worker.proven is not None, "a ticket for a worker that has not been shown to have any weights"
+        assert worker.proven >= ticket.min_version
+        assert not any(ticket.id in other.open for other in self.workers), "a ticket on two workers at once"
+        worker.open[ticket.id] = (ticket, worker.live)
+
+    def _sampled(self, ticket: Ticket, began: int, ended: int) -> ClosedTicket:
+        """Its first token by the weights that were live when it was begun, its last by those at its end."""
+        self._copies += 1
+        closed = make_closed(ticket)
+        spans = (VersionSpan(began, 0, 1), VersionSpan(ended, 1, 2)) if began < ended else (VersionSpan(ended, 0, 2),)
+        logprobs = np.full(2, -self._copies, dtype=np.float32)
+
+        def of(episode):
+            return None if episode is None else replace(episode, spans=spans, behaviour_logprobs=logprobs)
+
+        return replace(closed, proposal=of(closed.proposal), attempts=tuple(map(of, closed.attempts)))
+
+    # --- what has to hold ---
+
+    def check(self) -> None:
+        """Each batch: every ticket once, the copy that came first; no token too old; nothing refused."""
+        for number, batch in enumerate(self.batches):
+            assert batch.number == number
+            assert [t.id.index for t in batch.tickets] == list(range(2 * len(Task)))
+            assert [mark(t) for t in batch.tickets] == [self._first[t.id] for t in batch.tickets]
+        assert max(self.staleness(), default=0) <= self.max_staleness
+        assert not self.wire.rejected
+
+    def staleness(self) -> list[int]:
+        """Of every token that was trained on, span by span."""
+        return [batch.number - span.version for batch in self.batches for e in batch.episodes for span in e.spans]
+
+    def reissues(self) -> int:
+        """Tickets of the trained batches that were not closed as they were first issued."""
+        return sum(t != self._issued[t.id] for batch in self.batches for t in batch.issued)
+
+
+def mark(closed: ClosedTicket) -> float:
+    return float(closed.attempts[0].behaviour_logprobs[0])
