@@ -26,7 +26,7 @@ class LearnerSpec:
     seeds: what the problem buffer starts with and, under a curriculum, is given later; the first is for batch 0
     probe: token ids that both sides score after every weight sync
     checkpoints: where they are kept; resume_from: the one that the run goes on from, if any
-    lineage: how often the run has been started before, so that a ticket's name never means two things
+    lineage: how often the run, or its learner, has been started before, so that a ticket's name never means two things
     stop_file: the run ends after the step during which this file appears
     """
 

@@ -8,7 +8,7 @@ import time
 import pytest
 from whole_runs import Run, check_records, loaded
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1500)]
 
 
 def wait_until_it_goes_on(run: Run) -> None:
