@@ -261,12 +261,66 @@ def test_source_that_is_not_what_it_said_is_an_error() -> None:
     source = DictSource(some_weights(1))
     sender = transport(PlainClient([engine()]), source)
     source.weights["layer.3.weight"] = torch.zeros(1)
-    with pytest.raises(
-        WeightSyncError, match=r"gave layer\.3\.weight \(1,\) where layer\.3\.weight \(25, 39\) was due"
-    ):
-        sender.connect()
+    sender.connect()
+    with pytest.raises(WeightSyncError, match=r"gave layer\.3\.weight \(1,\) where layer\.3\.weight \(25, 39\) was"):
         sender.send(1)
     assert source.passes == 1
+
+
+class AsNccl(GlooRoot):
+    """What only NCCL has: waits that do not end by themselves."""
+
+    kind = "nccl"
+
+
+def nccl_engine(stuck: threading.Event | None = None) -> PlainEngine:
+    class Peer(GlooPeer):
+        def receive(self, buffer: torch.Tensor) -> None:
+            if stuck is not None:
+                stuck.wait(60)
+            super().receive(buffer)
+
+    return PlainEngine(
+        DictSource(some_weights()).shapes,
+        lambda expected, dtype: BroadcastReceiver(expected, dtype, CPU, {"nccl": Peer}),
+    )
+
+
+def test_engine_stuck_in_nccl_says_that_it_must_be_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rollout.weight_broadcast._MARGIN_S", 0.5)
+    monkeypatch.setattr("learner.weight_broadcast._MARGIN_S", 0.5)
+    source, stuck = DictSource(some_weights(1)), threading.Event()
+    client = PlainClient([nccl_engine()])
+    settings = Settings(torch.float32, 1000, 1.0, "127.0.0.1")
+    sender = BroadcastTransport(client, source, settings, device=CPU, make_root=AsNccl)
+    sender.connect()
+    sender.send(1)
+    assert same(client.members[0], source.weights)
+    client.members = [nccl_engine(stuck)]
+    sender.connect()
+    with pytest.raises(WeightSyncError, match=r"within 1 s; .* NCCL cannot be ended, so the engine must be restarted"):
+        sender.send(2)
+    stuck.set()
+
+
+def test_learner_stuck_in_nccl_says_that_it_must_be_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner.weight_broadcast._MARGIN_S", 0.5)
+    source, stuck = DictSource(some_weights(1)), threading.Event()
+
+    class Stuck(AsNccl):
+        def broadcast(self, buffer: torch.Tensor) -> None:
+            super().broadcast(buffer)
+            stuck.wait(60)
+
+    client = PlainClient([nccl_engine()])
+    settings = Settings(torch.float32, 10**6, 1.0, "127.0.0.1")
+    sender = BroadcastTransport(client, source, settings, device=CPU, make_root=Stuck)
+    sender.connect()
+    with pytest.raises(WeightSyncError, match="hangs in nccl, which nothing can end: the learner must be restarted"):
+        sender.send(1)
+    with pytest.raises(WeightSyncError, match="last broadcast still hangs: the learner must be restarted"):
+        sender.connect()
+    stuck.set()
 
 
 def test_what_nothing_can_end_is_left() -> None:
