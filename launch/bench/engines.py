@@ -141,6 +141,11 @@ class _Client:
         self.calls: list[tuple[float, float]] = []
         self.timings: SyncTimings | None = None
 
+    @property
+    def members(self) -> tuple[Engine]:
+        """The engines that are called."""
+        return (self._engine,)
+
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
         self._call(self._engine.init_weight_transfer(init_info))
 

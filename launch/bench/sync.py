@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from pydantic import ValidationError
+
 from launch.bench.arrivals import Cost, sync_cost
 from launch.bench.engines import MODES, TRANSPORTS, Sent, SyncedEngine
 from launch.bench.generation import Generation
 from launch.bench.models import BenchModel, bench_model, parameter_count
 from launch.bench.report import Report, Result, machine
-from shared.config import RolloutConfig
+from shared.config import Config, RolloutConfig, SyncConfig
 from shared.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class SyncSettings:
     model: str = _setting("qwen2.5-0.5b", "a model folder, or a shape")
     vocabulary: int = _setting(2048, "tokens that a shape has")
     dtype: str = _setting("bfloat16", "of the weights, as sent and in the engine; or float32")
-    transport: str = _setting("shm", "how the weights travel")
+    transport: str = _setting("auto", "how the weights travel: shm, ipc, nccl, or auto, by the machine")
     modes: tuple[str, ...] = _setting(_DEFAULT_MODES, "what becomes of running requests, one or several")
     syncs: int = _setting(5, "syncs measured in each mode, after one that warms up")
     requests: int = _setting(16, "requests that run meanwhile")
@@ -71,6 +73,7 @@ def bench_sync(settings: SyncSettings, say: Say = lambda _: None) -> Report:
 
     Raises ConfigError for impossible settings, and what engine and sender raise.
     """
+    settings = replace(settings, transport=_resolved(settings.transport))
     _check(settings)
     import torch
 
@@ -99,6 +102,13 @@ def bench_sync(settings: SyncSettings, say: Say = lambda _: None) -> Report:
         settings=shown | {"modes": ",".join(settings.modes), "headline": headline},
         results=_results(arms, headline, copy.nbytes, settings.requests * settings.prompt_tokens),
     )
+
+
+def _resolved(transport: str) -> str:
+    try:
+        return Config(sync=SyncConfig(transport=transport)).transport
+    except ValidationError as error:
+        raise ConfigError(f"--transport {transport}: there is auto, {', '.join(TRANSPORTS)}") from error
 
 
 def _check(settings: SyncSettings) -> None:

@@ -95,7 +95,7 @@ def test_a_folder_is_taken_as_it_is_with_its_own_vocabulary(tmp_path):
         (["--model", "tiny", "--vocabulary", "3"], "--vocabulary 3 is too small"),
         (["--modes", "keep,hold"], "--modes hold: there is keep, keep_kv, wait, abort"),
         (["--modes", ""], "--modes is empty"),
-        (["--transport", "pigeon"], "--transport pigeon: there is"),
+        (["--transport", "pigeon"], "--transport pigeon: there is auto, shm"),
         (["--dtype", "int8"], "--dtype int8: there is bfloat16, float32"),
         (["--requests", "0"], "--requests must be at least 1"),
         (["--steady-steps", "1"], "--steady-steps must be at least 2"),
