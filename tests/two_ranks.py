@@ -22,12 +22,13 @@ SCORED = [3, 1, 4, 1, 5, 9, 2, 6]
 
 @dataclass(frozen=True)
 class Case:
-    """A configuration and a batch, to be trained on by two ranks and alone."""
+    """A configuration and a batch, to be trained on by two ranks and alone; kept: also to be saved and restored."""
 
     zero_stage: int
     max_tokens: int
     rows: int = 14
     changes: dict[str, Any] = field(default_factory=dict)
+    kept: bool = False
 
     def config(self, reference: Path) -> LearnerConfig:
         own = {"zero_stage": self.zero_stage, "max_tokens": self.max_tokens, "reference_model": reference}
@@ -74,7 +75,7 @@ def train_as_rank(rank: int, port: int, model_folder: Path, reference: Path, cas
         gradients = {f"gradient.{name}": g for name, g in gradients_of(policy).items()}
         weights = {f"weight.{name}": w for name, w in weights_of(policy).items()}
         records = dict(policy.records)
-        if policy.partitioned:
+        if case.kept:
             records |= keep_and_go_on(case, policy, rank, model_folder, reference, out / str(number))
         save_file(records | gradients | weights, out / f"{number}.{rank}.safetensors")
     if rank == 0:
