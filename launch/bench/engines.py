@@ -133,8 +133,6 @@ class SyncedEngine:
 class _Client:
     """vLLM's weight-sync client. calls: (begin, end) of each since it was cleared, seconds of time.monotonic()."""
 
-    members = ("the engine",)
-
     def __init__(self, owner: SyncedEngine, engine: Engine) -> None:
         self._owner = owner
         self._engine = engine
