@@ -24,9 +24,9 @@ from learner.batch import TrainingBatch
 from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, policy_loss
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
+from learner.policy_weights import PolicyWeights
 from learner.reference import ReferenceModel
 from learner.train_metrics import TrainMetrics
-from learner.weights import WeightSource
 from shared.config import LearnerConfig
 from shared.errors import CheckpointError
 
@@ -113,9 +113,9 @@ class Policy:
         return {name: tuple(getattr(parameter, "ds_shape", parameter.shape)) for name, parameter in parameters}
 
     @property
-    def weights(self) -> WeightSource:
+    def weights(self) -> PolicyWeights:
         """All parameters, one at a time."""
-        return WeightSource(self.shapes, self.whole)
+        return PolicyWeights(self.shapes, self.whole)
 
     @contextlib.contextmanager
     def whole(self, name: str) -> Iterator[Tensor]:

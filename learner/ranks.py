@@ -21,8 +21,8 @@ from torch import Tensor
 
 from learner.batch import TrainingBatch
 from learner.policy import LONGEST_WAIT, Policy
+from learner.policy_weights import PolicyWeights
 from learner.train_metrics import TrainMetrics
-from learner.weights import WeightSource
 
 MAX_STEP_BYTES = 2**20
 
@@ -98,9 +98,9 @@ class Leader:
         return self._policy.penalises_reward
 
     @property
-    def weights(self) -> WeightSource:
+    def weights(self) -> PolicyWeights:
         """As `Policy.weights`."""
-        return WeightSource(self._policy.shapes, self._whole)
+        return PolicyWeights(self._policy.shapes, self._whole)
 
     def reference_penalty(self, batch: TrainingBatch) -> Tensor:
         """As `Policy.reference_penalty`."""

@@ -1,4 +1,4 @@
-"""The policy's weights as a source that they are sent from."""
+"""The policy's weights as the source (`learner/weight_source.py`) that they are sent from."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from torch import Tensor
 
 
-class WeightSource:
+class PolicyWeights:
     """All parameters in layer order, tied ones once; each iteration is a fresh pass over what they are then.
 
     One parameter is whole at a time: a tensor holds until the next one, or anything else, is asked of the policy. It
