@@ -19,6 +19,9 @@ from shared.episodes import Ticket
 from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, WeightSyncError, WorkerFailedError
 from shared.transport import StreamServer
 
+LATE_S = 5.0
+STRANGERS_KEPT = 1000
+
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +63,7 @@ class WorkerPool:
         self._clock = clock
         self._changed = threading.Condition()
         self._workers: dict[bytes, Worker] = {}
+        self._greeted: set[bytes] = set()
         self._waiting: deque[Ticket] = deque()
         self._calls: dict[int, PendingCall] = {}
         # Not from 0: a reply to a call of an earlier learner must not pass for one to ours.
@@ -307,6 +311,8 @@ class WorkerPool:
                     worker.heard = now  # it was this process that stood still
                 elif now - worker.heard > timeout_s:
                     self._leave(peer, f"not heard of for {timeout_s:g} s (stream.worker_timeout_s)")
+                elif now - worker.heard > LATE_S:
+                    self._server.send(peer, msg.Alive())  # `_gone` learns of a dead process
 
     def _handle(self, peer: bytes, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
         with self._changed:
@@ -314,11 +320,19 @@ class WorkerPool:
                 self._welcome(peer, message)
             elif (worker := self._workers.get(peer)) is None:
                 self._server.count(f"{type(message).__name__} of a worker that is not known")
-                self._server.send(peer, msg.Greet())
+                self._ask_to_greet(peer)
             else:
                 worker.heard = self._clock()
                 self._handle_known(worker, message, buffers)
             self._changed.notify_all()
+
+    def _ask_to_greet(self, peer: bytes) -> None:
+        """Once on each connection: what was sent before the answer needs no other."""
+        if peer not in self._greeted:
+            if len(self._greeted) >= STRANGERS_KEPT:
+                self._greeted.clear()
+            self._greeted.add(peer)
+            self._server.send(peer, msg.Greet())
 
     def _handle_known(self, worker: Worker, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
         match message:
@@ -367,6 +381,7 @@ class WorkerPool:
         for old in list(self._workers.values()):
             if old.member.peer == peer or old.member.name == hello.worker:
                 self._leave(old.member.peer, "it said hello anew")
+        self._greeted.discard(peer)
         member = Member(hello.worker, hello.incarnation, peer)
         self._workers[peer] = Worker(member, self._clock())
         self._attention = True

@@ -156,7 +156,7 @@ class RolloutWorker:
                 case msg.Call(id, request):
                     steps = isinstance(request, msg.FinishUpdate | msg.Sleep | msg.Wake)
                     self._start(self._answer(id, request), self._steps if steps else self._tasks)
-                case msg.Ack():
+                case msg.Ack() | msg.Alive():
                     pass
                 case msg.ProbePassed(version):
                     if version == self._version:

@@ -71,7 +71,10 @@ class Greet(_Message, frozen=True):
 
 
 class Alive(_Message, frozen=True):
-    """Worker → learner, every few seconds: it is there, and its engine answered the last round trip."""
+    """Worker → learner, every few seconds: it is there, and its engine answered the last round trip.
+
+    Learner → worker, when that is late: whether it can be sent shows whether there still is a connection.
+    """
 
 
 class Bye(_Message, frozen=True):

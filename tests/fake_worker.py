@@ -50,7 +50,9 @@ class FakeWorker:
             while not self._outbox.empty():
                 dealer.send_multipart(self._outbox.get())
             if dealer.poll(5):
-                self._script(msg.decode(dealer.recv_multipart())[0])
+                message, _ = msg.decode(dealer.recv_multipart())
+                if not isinstance(message, msg.Alive):
+                    self._script(message)
         dealer.close()
         context.term()
 
