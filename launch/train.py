@@ -78,11 +78,12 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
         )
         display = Display(config, run_folder)
         with (
-            _interrupts(learner.stop_file),
+            _interrupts(learner.stop_file) as check_interrupts,
             Cluster(Path(private), run_folder.path / "logs") as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
-            return _watch(_supervisor(config, cluster, run_folder, learner, (restarts.write, display.restart)), display)
+            supervisor = _supervisor(config, cluster, run_folder, learner, (restarts.write, display.restart))
+            return _watch(supervisor, display, check_interrupts)
 
 
 def _supervisor(
@@ -123,9 +124,11 @@ def _supervisor(
     )
 
 
-def _watch(supervisor: Supervisor, display: Display) -> Summary:
+def _watch(supervisor: Supervisor, display: Display, check_interrupts: Callable[[], None]) -> Summary:
+    check_interrupts()
     supervisor.start()
     while (summary := supervisor.watch(timeout_s=0.5)) is None:
+        check_interrupts()
         display.refresh()
     display.refresh()
     # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
@@ -184,25 +187,34 @@ def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config)
 
 
 @contextlib.contextmanager
-def _interrupts(stop_file: Path) -> Iterator[None]:
-    """Ctrl-C once asks the learner to stop after its step; twice, or SIGTERM, unwinds at once."""
+def _interrupts(stop_file: Path) -> Iterator[Callable[[], None]]:
+    """Ctrl-C once asks the learner to stop after its step; twice, or SIGTERM, unwinds at once.
+
+    What is yielded raises the interrupt again, in case a library swallowed it.
+    """
     signals = (signal.SIGINT, signal.SIGTERM)
     interrupts = 0
+    leaving = False
+
+    def check() -> None:
+        if leaving:
+            raise PrimezeroError("interrupted: every process of the run has been ended")
 
     def on_signal(signum: int, _: object) -> None:
-        nonlocal interrupts
+        nonlocal interrupts, leaving
         interrupts += 1
         if signum == signal.SIGTERM or interrupts > 1:
             for each in signals:  # cleaning up is not to be interrupted
                 signal.signal(each, signal.SIG_IGN)
-            raise PrimezeroError("interrupted: every process of the run has been ended")
+            leaving = True
+            check()
         stop_file.touch()
         # print() may be what was interrupted, and cannot be entered twice.
         os.write(1, b"stopping after this step; press Ctrl-C again to stop at once\n")
 
     previous = {each: signal.signal(each, on_signal) for each in signals}
     try:
-        yield
+        yield check
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)

@@ -64,9 +64,9 @@ class Progress:
         first_sync = 1 if resumed_at else 0  # it belongs to no step
         self._syncs = first_sync + sum("sync" in step for step in steps)
 
-    def needs_evaluation(self, version: int) -> bool:
-        """Whether a run that begins at `version` begins with an evaluation of it."""
-        due = version % self._config.run.evaluate_every == 0 or version == self._config.run.steps
+    def needs_evaluation(self, version: int, *, final: bool) -> bool:
+        """Whether a run that begins at `version`, and perhaps ends there, begins with an evaluation of it."""
+        due = final or version % self._config.run.evaluate_every == 0
         return due and version not in {evaluation.version for evaluation in self._evaluations}
 
     def start_clock(self) -> None:

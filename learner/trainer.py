@@ -144,13 +144,14 @@ class Trainer:
         self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
         version = self._version
         self._sync_everyone()
-        if self._progress.needs_evaluation(version):
+        final = version == config.run.steps or self._must_stop()
+        if self._progress.needs_evaluation(version, final=final):
             self._evaluations.start(version)
             self._finish_evaluation()
         self._pool.turnover()  # who was there from the beginning has not joined
         self._progress.start_clock()
-        self._pool.open_through(version, last)
-        final = version == config.run.steps or self._must_stop()
+        if not final:
+            self._pool.open_through(version, last)
         while not final:
             record = self._train_batch(version)
             self._progress.lap("train_s")

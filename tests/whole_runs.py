@@ -105,7 +105,8 @@ def check_records(run: Run) -> None:
 def leftovers() -> set[Path]:
     """Shared memory of the kinds that a run makes, which nobody has open: what another run uses is none."""
     kinds = ("primezero-*", "psm_*", "sem.mp-*")
-    return {path for kind in kinds for path in Path("/dev/shm").glob(kind)} - used_by(psutil.process_iter())
+    unused = {path for kind in kinds for path in Path("/dev/shm").glob(kind)} - used_by(psutil.process_iter())
+    return {path for path in unused if path.exists()}  # some were in use, and went meanwhile
 
 
 def loaded(folder: Path) -> dict:

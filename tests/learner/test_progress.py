@@ -70,10 +70,11 @@ def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path
     before = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
 
     resumed = Progress(config, tmp_path, resumed_at=3)
-    assert not resumed.needs_evaluation(2)
-    assert not resumed.needs_evaluation(3)
-    assert resumed.needs_evaluation(4)
-    assert resumed.needs_evaluation(7)  # the last step, due or not
+    assert not resumed.needs_evaluation(2, final=False)
+    assert not resumed.needs_evaluation(2, final=True)  # it has been evaluated
+    assert not resumed.needs_evaluation(3, final=False)
+    assert resumed.needs_evaluation(3, final=True)
+    assert resumed.needs_evaluation(4, final=False)
     resumed.step(4, COUNTS | {"untrained_episodes": 3, "untrained_tokens": 50})
     resumed.evaluated(evaluation(4, {}))
     summary = resumed.summarise(4)
