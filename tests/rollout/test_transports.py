@@ -26,11 +26,12 @@ from tiny_engine import (
 )
 from torch.multiprocessing import reductions
 
-import rollout.engine
+import rollout.engine_vllm
 from learner.weight_broadcast import GlooRoot
 from learner.weight_ipc import IpcTransport
 from learner.weight_sender import ModuleSource, WeightSender
 from learner.weight_transport import Settings
+from rollout.engine import Engine
 from rollout.weight_broadcast import BroadcastReceiver, GlooPeer
 from shared.episodes import Float32Array
 from shared.errors import WeightSyncError
@@ -46,7 +47,7 @@ pytestmark = pytest.mark.integration
 class Client(DirectClient):
     """The engine, and receivers without an engine that stand in for more of them."""
 
-    def __init__(self, loop: LoopThread, engine: rollout.engine.Engine) -> None:
+    def __init__(self, loop: LoopThread, engine: Engine) -> None:
         super().__init__(loop, engine)
         self.plain: list[PlainEngine] = []
 
@@ -89,7 +90,7 @@ class Setup:
         self.version = 0
 
     def rpc(self, method: str, *arguments: Any) -> Any:
-        return self.loop.run(self.engine._llm.collective_rpc(method, args=arguments))[0]
+        return self.loop.run(self.engine._link.llm.collective_rpc(method, args=arguments))[0]
 
     def score(self) -> Float32Array:
         return self.loop.run(self.engine.score(PROBE, f"probe-{secrets.token_hex(4)}"))
@@ -118,7 +119,7 @@ class Setup:
 @pytest.fixture(scope="module")
 def setup(loop: LoopThread, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Setup]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout.engine, "WORKER_EXTENSION", "switching.SwitchingWorkerExtension")
+        patch.setattr(rollout.engine_vllm, "WORKER_EXTENSION", "switching.SwitchingWorkerExtension")
         setup = Setup(loop, tmp_path_factory.mktemp("transports"))
     yield setup
     loop.run(setup.engine.shutdown())
