@@ -15,7 +15,7 @@ from typing import Literal
 
 import torch
 
-from learner.weight_source import WeightSource, one_pass, refuse_not_finite
+from learner.weight_source import WeightSource, is_finite, one_pass, refuse_not_finite
 from shared.errors import WeightSyncError
 from shared.weight_manifest import FORMAT, Manifest, WireParameter
 
@@ -67,7 +67,7 @@ class WeightSegment:
                 count = _size(shape, self._dtype) // self._dtype.itemsize
                 wire = torch.frombuffer(self._memory, dtype=self._dtype, count=count, offset=offset)
                 wire.view(shape).copy_(tensor.detach())
-                if not torch.isfinite(wire).all():
+                if not is_finite(wire):
                     refuse_not_finite(name, self._dtype)
                 crc32 = zlib.crc32(memoryview(wire.view(torch.uint8).numpy()))
                 rows.append(WireParameter(name, _DTYPE_NAMES[self._dtype], shape, offset, crc32))

@@ -75,9 +75,19 @@ def check_finite(source: WeightSource, shapes: Mapping[str, tuple[int, ...]], dt
     flags = []
     with closing(one_pass(source, shapes)) as parameters:
         for _, tensor in parameters:
-            flags.append(torch.isfinite(tensor.detach().to(dtype)).all())
+            flags.append(is_finite(tensor.detach().to(dtype)))
     if flags and not all(finite := torch.stack(flags).tolist()):
         refuse_not_finite(list(shapes)[finite.index(False)], dtype)
+
+
+def is_finite(tensor: torch.Tensor) -> torch.Tensor:
+    """Whether no element is NaN or infinite: bool, on the tensor's device."""
+    # NaN is passed on by both extremes. Looking for them takes a quarter of the time of looking at each element.
+    return (
+        torch.isfinite(torch.stack(torch.aminmax(tensor))).all()
+        if tensor.numel()
+        else tensor.new_ones((), dtype=torch.bool)
+    )
 
 
 def refuse_not_finite(name: str, dtype: torch.dtype) -> None:

@@ -185,7 +185,8 @@ class WeightSync:
         async with self._or_unusable("pausing"):
             try:
                 async with asyncio.timeout(limit_s):
-                    await llm.pause_generation(mode=mode, clear_cache=clear)
+                    # What AsyncLLM.pause_generation does, without its wait of 20 ms for nothing that we need.
+                    await llm.engine_core.pause_scheduler_async(mode=mode, clear_cache=clear)
                 paused = True
             except TimeoutError as error:
                 if mode != "wait":

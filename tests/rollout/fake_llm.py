@@ -23,7 +23,9 @@ class FakeLLM:
         self.output_processor = SimpleNamespace(request_states={})
         manager = SimpleNamespace(processes=[])
         self.engine_core = SimpleNamespace(
-            resources=SimpleNamespace(engine_manager=manager), call_utility_async=self._utility
+            resources=SimpleNamespace(engine_manager=manager),
+            call_utility_async=self._utility,
+            pause_scheduler_async=self._pause,
         )
 
     async def _do(self, call: str, result: Any = None) -> Any:
@@ -39,7 +41,7 @@ class FakeLLM:
     async def _utility(self, method: str, argument: str) -> Any:
         return await self._do(f"{method} {argument}", [])
 
-    async def pause_generation(self, *, mode: str, clear_cache: bool) -> None:
+    async def _pause(self, *, mode: str, clear_cache: bool) -> None:
         await self._do(f"pause {mode}{' clear' if clear_cache else ''}")
 
     async def reset_prefix_cache(self) -> bool:
