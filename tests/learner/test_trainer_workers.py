@@ -8,7 +8,6 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-import torch.distributed
 from fake_worker import SMALL_BATCHES, FourCalls, ObedientWorker, until
 
 import learner.trainer
@@ -19,14 +18,6 @@ from learner.trainer import Trainer
 from shared.config_file import load_config
 
 PROBE = (1, 2, 3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def alone():
-    """A process group of one."""
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 class PlayedPolicy:
