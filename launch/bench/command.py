@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -61,6 +62,8 @@ def _sync(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if options.json is not None:
         check_writable(options.json)
     settings = SyncSettings(**{f.name: getattr(options, f.name) for f in fields(SyncSettings)})
+    # Ended from outside, as by timeout(1), it still cleans up: the model that it made, and its segment.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     report = bench_sync(settings, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True))
     print(report.as_table())
     if options.json is not None:
