@@ -14,11 +14,16 @@ _FOLDER = Path("/dev/shm")
 _KINDS = ("psm_*", "sem.mp-*", "primezero-*")
 
 
+def existing() -> set[Path]:
+    """All files of these kinds, whosever they are."""
+    return {path for kind in _KINDS for path in _FOLDER.glob(kind)}
+
+
 def used_by(processes: Iterable[psutil.Process]) -> set[Path]:
     """Files of these kinds that one of the processes has mapped or open now."""
     used = {inode for process in processes for inode in _inodes(process.pid)}
     found = set()
-    for path in (path for kind in _KINDS for path in _FOLDER.glob(kind)):
+    for path in existing():
         with contextlib.suppress(OSError):
             if path.stat().st_ino in used:
                 found.add(path)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from typing import cast
 
 import torch
 
-from learner.weight_source import WeightSource, one_pass
-from shared.weight_wire import DtypeName, nbytes_of, padded, plan_chunks
+from learner.weight_source import WeightSource, dtype_name, one_pass
+from shared.weight_wire import nbytes_of, padded, plan_chunks
 
 
 class Packer:
@@ -30,7 +29,7 @@ class Packer:
         spare: int = 0,
     ) -> None:
         """spare: bytes behind what is packed, for whoever sends the buffer; a multiple of 8."""
-        name = cast("DtypeName", str(dtype).removeprefix("torch."))
+        name = dtype_name(dtype)
         sizes = [nbytes_of(shape, name) for shape in shapes.values()]
         self.capacity = padded(min(max(buffer_bytes, *sizes), sum(sizes)))
         self.chunks = plan_chunks(shapes, name, self.capacity)

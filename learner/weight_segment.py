@@ -11,18 +11,14 @@ import zlib
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Literal
 
 import torch
 
-from learner.weight_source import WeightSource, is_finite, one_pass, refuse_not_finite
+from learner.weight_source import WeightSource, dtype_name, is_finite, one_pass, refuse_not_finite
 from shared.errors import WeightSyncError
-from shared.weight_manifest import FORMAT, Manifest, WireParameter
+from shared.weight_manifest import Manifest, WireParameter
+from shared.weight_wire import FORMAT, nbytes_of
 
-_DTYPE_NAMES: dict[torch.dtype, Literal["float32", "bfloat16"]] = {
-    torch.float32: "float32",
-    torch.bfloat16: "bfloat16",
-}
 _FOLDER = Path("/dev/shm")
 _ALIGNMENT = 64
 
@@ -35,13 +31,13 @@ class WeightSegment:
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> None:
         """Reserve room for the parameters `shapes`, all of `dtype`; WeightSyncError if there is none."""
-        self._dtype = dtype
+        self._dtype, self._dtype_name = dtype, dtype_name(dtype)
         self._shapes = dict(shapes)
         self._offsets: dict[str, int] = {}
         end = 0
         for name, shape in shapes.items():
             self._offsets[name] = end
-            end += -(-_size(shape, dtype) // _ALIGNMENT) * _ALIGNMENT
+            end += -(-nbytes_of(shape, self._dtype_name) // _ALIGNMENT) * _ALIGNMENT
         self.nbytes = max(end, _ALIGNMENT)
         _remove_abandoned()
         fd, self.path = _create()
@@ -64,25 +60,17 @@ class WeightSegment:
         with closing(one_pass(source, self._shapes)) as parameters:
             for name, tensor in parameters:
                 shape, offset = self._shapes[name], self._offsets[name]
-                count = _size(shape, self._dtype) // self._dtype.itemsize
-                wire = torch.frombuffer(self._memory, dtype=self._dtype, count=count, offset=offset)
+                wire = torch.frombuffer(self._memory, dtype=self._dtype, count=tensor.numel(), offset=offset)
                 wire.view(shape).copy_(tensor.detach())
                 if not is_finite(wire):
                     refuse_not_finite(name, self._dtype)
                 crc32 = zlib.crc32(memoryview(wire.view(torch.uint8).numpy()))
-                rows.append(WireParameter(name, _DTYPE_NAMES[self._dtype], shape, offset, crc32))
+                rows.append(WireParameter(name, self._dtype_name, shape, offset, crc32))
         return Manifest(FORMAT, str(self.path), self.nbytes, version, tuple(rows))
 
     def close(self) -> None:
         """Remove the segment; readers that have it open keep its bytes."""
         self._close()
-
-
-def _size(shape: tuple[int, ...], dtype: torch.dtype) -> int:
-    elements = 1
-    for size in shape:
-        elements *= size
-    return elements * dtype.itemsize
 
 
 def _create() -> tuple[int, Path]:

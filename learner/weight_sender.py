@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 
-from learner.weight_source import ModuleSource, WeightSource
+from learner.weight_source import ModuleSource, WeightSource, dtype_name
 from learner.weight_transport import SendStats, Settings, WeightSyncClient
 from shared.errors import WeightSyncError
-from shared.weight_wire import ITEM_BYTES
 
 __all__ = ["ModuleSource", "SendStats", "WeightSender", "WeightSource", "WeightSyncClient"]
 
@@ -46,8 +45,7 @@ class WeightSender:
         buffer_bytes: ipc, nccl: what is sent at once, if no parameter is larger
         address: nccl without GPUs: this machine's, where the engines can reach it
         """
-        if str(dtype).removeprefix("torch.") not in ITEM_BYTES:
-            raise WeightSyncError(f"weights cannot be sent as {dtype}: there are {', '.join(ITEM_BYTES)}")
+        dtype_name(dtype)
         from learner.weight_trainers import make_trainer
 
         settings = Settings(dtype, buffer_bytes, timeout_s, address)

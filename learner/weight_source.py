@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
-from typing import Protocol, runtime_checkable
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 
 from shared.errors import WeightSyncError
+from shared.weight_wire import ITEM_BYTES, DtypeName
 
 
 @runtime_checkable
@@ -88,6 +89,14 @@ def is_finite(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.numel()
         else tensor.new_ones((), dtype=torch.bool)
     )
+
+
+def dtype_name(dtype: torch.dtype) -> DtypeName:
+    """The name that the weights' dtype travels under; WeightSyncError if weights cannot be sent in it."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in ITEM_BYTES:
+        raise WeightSyncError(f"weights cannot be sent as {dtype}: there are {', '.join(ITEM_BYTES)}")
+    return cast("DtypeName", name)
 
 
 def refuse_not_finite(name: str, dtype: torch.dtype) -> None:

@@ -20,6 +20,8 @@ from shared.weight_wire import Shapes
 
 T = TypeVar("T")
 
+DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
+
 # Parameters by their names in the model folder. Whoever takes them may keep them; they may be views of one chunk.
 Batch = list[tuple[str, torch.Tensor]]
 

@@ -15,12 +15,10 @@ from typing import Any
 
 import torch
 
-from rollout.receiving import Batch
+from rollout.receiving import DTYPES, Batch
 from shared.errors import WeightSyncError
-from shared.weight_manifest import Manifest, parse_manifest
+from shared.weight_manifest import Manifest
 from shared.weight_wire import PlainInit, Shapes, check_parameters, nbytes_of, parse
-
-DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def check_manifest(manifest: Manifest, expected: Shapes, dtype: str) -> None:
@@ -51,7 +49,7 @@ class SegmentReceiver:
 
     def open(self, update_info: Mapping[str, Any]) -> Segment:
         """The segment of this update, checked but for its bytes."""
-        manifest = parse_manifest(update_info)
+        manifest = parse(update_info, Manifest)
         check_manifest(manifest, self._expected, self._dtype)
         return Segment(manifest)
 

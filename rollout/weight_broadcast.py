@@ -84,7 +84,7 @@ class BroadcastReceiver:
         parameters = [parameter for chunk in update.chunks for parameter in chunk]
         check_parameters(parameters, self._expected, self._dtype)
         for chunk in update.chunks:
-            check_sizes(chunk, capacity=2**48)  # each is as large as its shape, which is the model's own
+            check_sizes(chunk)  # each is as large as its shape, which is the model's own
         membership.enter()
         return Broadcasts(update, membership, self._device)
 

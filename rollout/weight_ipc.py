@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from rollout.receiving import Batch
+from rollout.receiving import DTYPES, Batch
 from shared.errors import WeightSyncError
 from shared.weight_checksum import checksum
 from shared.weight_wire import (
@@ -26,8 +26,6 @@ from shared.weight_wire import (
     padded,
     parse,
 )
-
-DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "uint8": torch.uint8}
 
 
 class IpcReceiver:
@@ -69,8 +67,8 @@ class IpcReceiver:
             )
         last = update.index + 1 >= update.count
         check_parameters(update.parameters, self._expected, self._dtype, before=self._before, last=last)
-        nbytes = padded(check_sizes(update.parameters, capacity := check_buffer(update.buffer)))
-        if nbytes > capacity:
+        nbytes = padded(check_sizes(update.parameters))
+        if nbytes > (capacity := check_buffer(update.buffer)):
             raise WeightSyncError(f"a chunk of {nbytes} bytes of weights does not fit a buffer of {capacity}")
         if update.buffer.gpu_uuid != (ours := self.gpu_uuid()):
             raise WeightSyncError(

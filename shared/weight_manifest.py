@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 
-from shared.weight_wire import FORMAT, DtypeName, Name, Shape, Size, Version, parse
-
-__all__ = ["FORMAT", "Manifest", "WireParameter", "parse_manifest"]
+from shared.weight_wire import DtypeName, Name, Shape, Size, Version
 
 
 class WireParameter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -34,8 +31,3 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     nbytes: Size
     version: Version
     parameters: tuple[WireParameter, ...]
-
-
-def parse_manifest(update_info: Mapping[str, Any]) -> Manifest:
-    """The typed manifest; WeightSyncError if a field is missing, foreign or out of range."""
-    return parse(update_info, Manifest)

@@ -177,15 +177,12 @@ def check_parameters(
             raise WeightSyncError(f"{parameter.name} is {parameter.dtype}, the engine computes in {dtype}")
 
 
-def check_sizes(parameters: Sequence[PackedParameter], capacity: int) -> int:
-    """Bytes of a chunk; WeightSyncError unless each parameter's are what its shape says, and all fit `capacity`."""
+def check_sizes(parameters: Sequence[PackedParameter]) -> int:
+    """Bytes of a chunk; WeightSyncError unless each parameter's are what its shape says."""
     for parameter in parameters:
         if parameter.nbytes != nbytes_of(parameter.shape, parameter.dtype):
             raise WeightSyncError(f"{parameter.name} is not {parameter.nbytes} bytes long in its shape")
-    total = sum(parameter.nbytes for parameter in parameters)
-    if total > capacity:
-        raise WeightSyncError(f"a chunk of {total} bytes of weights does not fit a buffer of {capacity}")
-    return total
+    return sum(parameter.nbytes for parameter in parameters)
 
 
 def check_buffer(buffer: IpcBuffer) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.segments import used_by
+from launch.segments import existing, used_by
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "launch/configs/cpu_demo.toml"
@@ -104,8 +104,7 @@ def check_records(run: Run) -> None:
 
 def leftovers() -> set[Path]:
     """Shared memory of the kinds that a run makes, which nobody has open: what another run uses is none."""
-    kinds = ("primezero-*", "psm_*", "sem.mp-*")
-    unused = {path for kind in kinds for path in Path("/dev/shm").glob(kind)} - used_by(psutil.process_iter())
+    unused = existing() - used_by(psutil.process_iter())
     return {path for path in unused if path.exists()}  # some were in use, and went meanwhile
 
 

@@ -109,14 +109,13 @@ class SyncedEngine:
         self._client.calls.clear()
         begin = time.monotonic()
         stats = self._sender.send(self._version)
-        calls = self._client.calls
-        finish, end = calls[-1]
+        finish, end = self._client.calls[-1]
         assert self._client.timings is not None
         return Sent(
             times=SyncTimes(begin=begin, finish=finish, end=end),
             nbytes=stats.nbytes,
-            calls=len(calls),
-            write_s=calls[0][0] - begin,
+            calls=stats.calls,
+            write_s=stats.write_s,
             timings=self._client.timings,
         )
 

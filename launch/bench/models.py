@@ -51,11 +51,10 @@ class BenchModel:
     def load(self, dtype: str) -> torch.nn.Module:
         """The model as the learner holds it, in `dtype`; on the GPU where there is one."""
         import torch
-        from transformers import AutoModelForCausalLM
 
-        module = AutoModelForCausalLM.from_pretrained(
-            self.folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
-        )
+        from learner.packed_model import load_model
+
+        module: torch.nn.Module = load_model(self.folder, dtype)
         return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
