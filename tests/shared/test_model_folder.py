@@ -1,6 +1,5 @@
-import json
-
 import pytest
+from model_files import make_model_folder
 
 from shared.errors import ModelFolderError
 from shared.model_folder import (
@@ -14,13 +13,7 @@ from shared.model_folder import (
 
 @pytest.fixture
 def folder(tmp_path):
-    made = tmp_path / "model"
-    made.mkdir()
-    (made / "config.json").write_text(json.dumps({"hidden_size": 64}))
-    (made / "model.safetensors").write_bytes(b"weights")
-    (made / "tokenizer.json").write_text("{}")
-    (made / "chat_template.jinja").write_text("{{ messages }}")
-    return made
+    return make_model_folder(tmp_path / "model")
 
 
 def test_a_complete_folder_passes(folder):
