@@ -55,7 +55,6 @@ class _Slot:
 
 class _SavedSlot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     ticket: Ticket
-    reissues: int
     position: int | None
 
 
@@ -188,7 +187,7 @@ class Collector:
     def state(self) -> dict[str, Any]:
         """The open batches, as plain data; of what is closed, where it was recorded."""
         open_batches = {
-            number: [_SavedSlot(slot.ticket, slot.reissues, slot.position) for slot in slots]
+            number: [_SavedSlot(slot.ticket, slot.position) for slot in slots]
             for number, slots in self._open.items()
         }
         state: dict[str, Any] = msgspec.to_builtins(_State(self._next_batch, open_batches))
@@ -209,7 +208,7 @@ class Collector:
         for number, slots in sorted(saved.open.items()):
             ids = (TicketId(self._lineage, number, index) for index in range(len(slots)))
             self._open[number] = [
-                _Slot(msgspec.structs.replace(slot.ticket, id=id), slot.reissues)
+                _Slot(msgspec.structs.replace(slot.ticket, id=id))
                 for slot, id in zip(slots, ids, strict=True)
             ]
         return [slot.position for slots in saved.open.values() for slot in slots if slot.position is not None]

@@ -8,19 +8,21 @@ from pathlib import Path
 from simulated_run import SimulatedRun, mark
 
 from learner.audit import Audit, audit
-from learner.journal import JOURNAL, Journal
+from learner.journal import JOURNAL, Dropped, Journal
 from shared.episodes import ClosedTicket, Ticket
 
 
 class CrashingRun(SimulatedRun):
-    """weights: names of the learner's weights by version, along the surviving line: no two trainings make the same."""
+    """weights: names of the learner's weights by version, along the surviving line: no two trainings make the same
+    sampled_by: of every closed ticket, by its mark: the seed it was issued with, the weights of its spans
+    """
 
     def __init__(self, seeds, folder: Path, *, max_staleness: int, every: int) -> None:
         self.folder = folder
         self.lineage = 0
         self._made = 0
         self.weights = [0]
-        self.sampled_by: dict[float, list[int]] = {}
+        self.sampled_by: dict[float, tuple[int, list[int]]] = {}
         self._saved: tuple[int, tuple[dict, dict, int]] | None = None
         super().__init__(seeds, max_staleness=max_staleness, every=every)
 
@@ -64,7 +66,7 @@ class CrashingRun(SimulatedRun):
     def _sampled(self, ticket: Ticket, began: int, ended: int) -> ClosedTicket:
         closed = super()._sampled(ticket, began, ended)
         spans = closed.attempts[0].spans
-        self.sampled_by[mark(closed)] = [self.weights[span.version] for span in spans]
+        self.sampled_by[mark(closed)] = ticket.seed, [self.weights[span.version] for span in spans]
         return closed
 
     # --- what has to hold ---
@@ -74,9 +76,11 @@ class CrashingRun(SimulatedRun):
         for number, batch in enumerate(self.batches):
             assert batch.number == number
             assert len(batch.tickets) == len({ticket.id.index for ticket in batch.tickets}) == len(batch.positions)
-            for ticket in batch.tickets:
-                spans = ticket.attempts[0].spans
-                assert [self.weights[span.version] for span in spans] == self.sampled_by[mark(ticket)]
+            for ticket, issued in zip(batch.tickets, batch.issued, strict=True):
+                weights = [self.weights[span.version] for span in ticket.attempts[0].spans]
+                assert (issued.seed, weights) == self.sampled_by[mark(ticket)]
+        dropped = [r.position for _, r in self.journal.records() if isinstance(r, Dropped)]
+        assert len(dropped) == len(set(dropped))
         marks = [mark(ticket) for batch in self.batches for ticket in batch.tickets]
         assert len(marks) == len(set(marks))
         assert max(self.staleness(), default=0) <= self.max_staleness
