@@ -35,7 +35,7 @@ class Batch:
     number: int
     tickets: tuple[ClosedTicket, ...]
     issued: tuple[Ticket, ...]
-    positions: tuple[int, ...]
+    positions: tuple[int, ...] = ()
 
     @property
     def episodes(self) -> list[Episode]:
@@ -45,7 +45,7 @@ class Batch:
 
 @dataclass(slots=True)
 class _Slot:
-    """A ticket of an open batch, how often it has been issued again, and what has come of it, recorded at `position`."""
+    """A ticket of an open batch, how often it was issued again, and what has come of it, recorded at `position`."""
 
     ticket: Ticket
     reissues: int = 0
@@ -187,8 +187,7 @@ class Collector:
     def state(self) -> dict[str, Any]:
         """The open batches, as plain data; of what is closed, where it was recorded."""
         open_batches = {
-            number: [_SavedSlot(slot.ticket, slot.position) for slot in slots]
-            for number, slots in self._open.items()
+            number: [_SavedSlot(slot.ticket, slot.position) for slot in slots] for number, slots in self._open.items()
         }
         state: dict[str, Any] = msgspec.to_builtins(_State(self._next_batch, open_batches))
         return state
@@ -196,7 +195,7 @@ class Collector:
     def restore(self, state: object) -> list[int]:
         """Have the same batches open as where `state()` was taken, with the same tickets, in this lineage.
 
-        Returns where what was closed then is recorded, to be replayed. Raises CheckpointError when `state` is malformed.
+        Returns where what was closed then is recorded, to be replayed. Raises CheckpointError for a malformed `state`.
         """
         try:
             saved = msgspec.convert(state, _State, strict=False)
@@ -208,8 +207,7 @@ class Collector:
         for number, slots in sorted(saved.open.items()):
             ids = (TicketId(self._lineage, number, index) for index in range(len(slots)))
             self._open[number] = [
-                _Slot(msgspec.structs.replace(slot.ticket, id=id))
-                for slot, id in zip(slots, ids, strict=True)
+                _Slot(msgspec.structs.replace(slot.ticket, id=id)) for slot, id in zip(slots, ids, strict=True)
             ]
         return [slot.position for slots in saved.open.values() for slot in slots if slot.position is not None]
 

@@ -1,8 +1,8 @@
 """The journal: every closed ticket that was acknowledged, and what became of it.
 
-One append-only file in the run's folder. A record is its payload's length and CRC-32 (little-endian, 4 bytes each), then
-the payload: one of the structs below, in msgpack. A record's position is the offset of its first byte, and names it for
-ever: nothing is written over, and only a tail that was never written whole is cut off.
+One append-only file in the run's folder. A record is its payload's length and CRC-32 (little-endian, 4 bytes each),
+then the payload: one of the structs below, in msgpack. A record's position is the offset of its first byte, and names
+it for ever: nothing is written over, and only a tail that was never written whole is cut off.
 
 What is written survives the process, SIGKILL included; `to_disk` makes it survive the machine.
 """

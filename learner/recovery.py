@@ -28,8 +28,8 @@ class Recovered:
 def recover(journal: Journal, collector: Collector, *, version: int, held: Sequence[int], since: int) -> Recovered:
     """Replay into the collector's open batches what the weights of `version` cover; drop what they do not.
 
-    Covered is what the checkpoint held, recorded at `held`, and what was taken after it (from `since` on) but sampled by
-    weights no newer than its own. What is newer belongs to weights that are given up, and is dropped as rolled back.
+    Covered is what the checkpoint held, recorded at `held`, and what was taken after it (from `since` on) but sampled
+    by weights no newer than its own. What is newer belongs to weights that are given up, and is dropped as rolled back.
     Everything else in the journal has been trained on by `version`, or dropped before.
     """
     journal.append(Began(collector.lineage, version))

@@ -90,5 +90,3 @@ class CrashingRun(SimulatedRun):
         steps = "".join(f'{{"step": {batch.number + 1}}}\n' for batch in self.batches)
         (self.folder / "metrics.jsonl").write_text(steps)
         return audit(self.folder)
-
-

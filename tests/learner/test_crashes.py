@@ -43,7 +43,9 @@ def test_a_long_run_that_crashes_again_and_again(tmp_path, max_staleness, every)
     rng = random.Random(every)
     run = CrashingRun(SEEDS, tmp_path, max_staleness=max_staleness, every=every)
     for _ in range(1500):
-        event = rng.choices(["join", "fail", "bring_up", "close", "train", "save", "crash"], [1, 1, 3, 30, 5, 1, 0.4])[0]
+        event = rng.choices(["join", "fail", "bring_up", "close", "train", "save", "crash"], [1, 1, 3, 30, 5, 1, 0.4])[
+            0
+        ]
         getattr(run, event)(rng.randrange(6))
     run.finish(len(run.batches) + 1)
     run.check()
