@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from learner.checkpoint import CheckpointStore, TrainerState
+from learner.journal import JOURNAL
 from learner.progress import Summary
 from shared.config import Config
 from shared.config_file import dump_toml, load_config, values_by_key
@@ -22,6 +23,7 @@ from shared.metrics import replace_file
 
 CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.jsonl"
 STOP_FILE = "STOP"
 LINEAGE_FILE = "lineage"
 RESTARTS_FILE = "restarts.jsonl"
@@ -68,10 +70,10 @@ class RunFolder:
 
 @contextlib.contextmanager
 def open_run_folder(config: Config) -> Iterator[RunFolder]:
-    """`<run.folder>/<run.name>`: new, or that of an earlier run with the same settings that has a checkpoint.
+    """`<run.folder>/<run.name>`: new, or that of an earlier run with the same settings, which goes on.
 
     The resolved configuration and logs/ are in it. Raises ConfigError when the folder cannot be written, is no run or
-    somebody else's, its run still lives or is finished, left no checkpoint, or had other settings.
+    somebody else's, its run still lives or is finished, or had other settings.
     `run.overwrite` replaces a run that has ended.
     """
     folder = config.run_folder.resolve()
@@ -137,13 +139,17 @@ def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
         _empty(folder)
         return None
     found = _newest(folder)
-    if found is None:
+    if found is None and not _has(folder / JOURNAL):
+        if not _has(folder / METRICS_FILE):
+            return None  # it never got to its first step
         raise ConfigError(
-            f"{folder} exists, without a checkpoint to resume from: choose another --run.name, or pass "
+            f"{folder} exists, without a checkpoint or a journal to resume from: choose another --run.name, or pass "
             "--run.overwrite true to replace it"
         )
-    _, state = found
     _check_same(folder, config)
+    if found is None:
+        return None  # until its first checkpoint a run goes on from its journal alone
+    _, state = found
     summary = folder / SUMMARY_FILE
     if state.version > config.run.steps or (state.version == config.run.steps and summary.exists()):
         raise ConfigError(
@@ -152,6 +158,10 @@ def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
         )
     summary.unlink(missing_ok=True)
     return found
+
+
+def _has(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def _empty(folder: Path) -> None:

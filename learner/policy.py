@@ -25,6 +25,7 @@ from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, p
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
 from learner.policy_weights import PolicyWeights
+from learner.random_state import load_random_state, save_random_state
 from learner.reference import ReferenceModel
 from learner.train_metrics import TrainMetrics
 from shared.config import LearnerConfig
@@ -190,6 +191,7 @@ class Policy:
         torch.distributed.barrier()
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        save_random_state(self._random_file(folder))
         torch.distributed.barrier()
 
     def load(self, folder: Path, state: object) -> None:
@@ -201,6 +203,9 @@ class Policy:
             self._last_entropy = msgspec.convert(state, _State).last_entropy
             with contextlib.redirect_stdout(io.StringIO()):
                 self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            load_random_state(self._random_file(folder))
+        except CheckpointError:
+            raise
         except Exception as error:  # the library documents no closed list of what foreign files raise
             raise CheckpointError(f"the policy in {folder} cannot be restored: {error}") from error
 
@@ -217,6 +222,9 @@ class Policy:
             weights = {name: tensor.to("cpu", copy=True) if self._rank == 0 else None for name, tensor in self.weights}
         if self._rank == 0:
             self._engine.module.causal_lm.save_pretrained(folder, state_dict=weights)
+
+    def _random_file(self, folder: Path) -> Path:
+        return folder / f"random-{self._rank}.msgpack"
 
     def _plan(self, batch: TrainingBatch) -> StepPlan:
         config = self._config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,12 +16,14 @@ from learner.batch_metrics import batch_metrics
 from learner.checkpoint import POLICY, CheckpointStore, TrainerState, read_state
 from learner.collector import Collector
 from learner.evaluations import Evaluations
+from learner.journal import JOURNAL, Journal
 from learner.members import Member
 from learner.normalise import Normaliser, SelectedRows
 from learner.policy import Policy
 from learner.problem_buffer import ProblemBuffer
 from learner.progress import Progress, Summary
 from learner.ranks import Leader, follow
+from learner.recovery import recover
 from learner.spec import LearnerSpec
 from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
@@ -31,6 +34,8 @@ from shared import messages as msg
 from shared.config import Config
 from shared.errors import CheckpointError, PrimezeroError
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
+
+log = logging.getLogger(__name__)
 
 
 def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int) -> Summary | None:
@@ -117,7 +122,9 @@ class Trainer:
             lineage=spec.lineage,
             first_batch=self._first_version,
         )
-        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector)
+        self._journal = Journal(spec.run_folder / JOURNAL)
+        self._recover(collector, resumed)
+        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector, self._journal)
         client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
         self._sync = WeightSync(
             self._pool,
@@ -180,9 +187,19 @@ class Trainer:
         self._pool.send_home()
         return summary
 
+    def _recover(self, collector: Collector, resumed: TrainerState | None) -> None:
+        version = self._first_version
+        held = [] if resumed is None else collector.restore(resumed.collector)
+        if resumed is None and self._journal.end:
+            collector.open(version, self._config.run.steps - 1)
+        since = 0 if resumed is None else resumed.journal_end
+        recovered = recover(self._journal, collector, version=version, held=held, since=since)
+        log.info("lineage %d goes on from version %d: %s", self._spec.lineage, version, recovered)
+
     def close(self) -> None:
         """Release everything, on every way out. The workers of a run that has not ended wait for the next learner."""
         with contextlib.ExitStack() as closing:
+            closing.callback(self._journal.close)
             closing.callback(self._progress.close)
             closing.callback(self._sync.close)
             closing.callback(self._pool.close)
@@ -244,16 +261,20 @@ class Trainer:
         self._asleep = []
 
     def _save_checkpoint(self, version: int) -> None:
+        collector, journal_end = self._pool.snapshot()
         state = TrainerState(
             version=version,
             identity=asdict(self._identity),
             buffer=self._buffer.state(),
             normaliser=self._normaliser.state(),
             policy=self._policy.state(),
+            collector=collector,
+            journal_end=journal_end,
         )
         try:
             partial = self._store.begin(version)
             self._policy.save(partial / POLICY)
+            self._journal.to_disk()
             self._store.commit(partial, state)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(

@@ -10,12 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from learner.collector import Batch, Collector
+from learner.journal import Journal, Released, Took, whole_frames
 from learner.members import Member, PendingCall, Turnover, Worker, deal
 from shared import messages as msg
 from shared.config import Config
-from shared.episodes import Ticket
+from shared.episodes import ClosedTicket, Ticket
 from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, WeightSyncError, WorkerFailedError
 from shared.transport import StreamServer
 
@@ -54,12 +56,14 @@ class WorkerPool:
         config: Config,
         identity: Identity,
         collector: Collector,
+        journal: Journal,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._config = config
         self._identity = identity
         self._collector = collector
+        self._journal = journal
         self._clock = clock
         self._changed = threading.Condition()
         self._workers: dict[bytes, Worker] = {}
@@ -128,6 +132,11 @@ class WorkerPool:
             self._waiting.extend(self._collector.open_through(version, last_batch))
             self._deal()
 
+    def snapshot(self) -> tuple[dict[str, Any], int]:
+        """The collector's state, and the end of the journal at that moment."""
+        with self._changed:
+            return self._collector.state(), self._journal.end
+
     def wait_for_batch(self, number: int, attend: Callable[[], None] | None = None) -> Batch:
         """Batch `number`, released.
 
@@ -142,7 +151,9 @@ class WorkerPool:
             attend=attend,
         )
         with self._changed:
-            return self._collector.release(number)
+            batch = self._collector.release(number)
+            self._journal.append(Released(self._collector.lineage, number, batch.positions))
+            return batch
 
     def start_call(self, requests: Mapping[Member, msg.Request]) -> int:
         """Send each member its request; `finish_call` takes the returned id. Who has left has failed."""
@@ -291,8 +302,9 @@ class WorkerPool:
 
     def _stream_failed(self, error: Exception) -> None:
         with self._changed:
-            failure = WorkerFailedError(f"the learner's end of the stream failed: {error!r}")
-            self._failure = self._failure or failure
+            if not isinstance(error, PrimezeroError):
+                error = WorkerFailedError(f"the learner's end of the stream failed: {error!r}")
+            self._failure = self._failure or error
             self._changed.notify_all()
 
     def _gone(self, peer: bytes) -> None:
@@ -353,15 +365,20 @@ class WorkerPool:
             return
         if message.id in worker.open:
             closed = msg.decode_closed(message, buffers)
-            newest = max(span.version for episode in closed.episodes for span in episode.spans)
+            newest = closed.newest_version
             if worker.version is None or newest > worker.version:
                 raise MessageError(f"a token of version {newest}, which its worker has not been shown to have")
-            self._collector.close(closed)
+            self._collector.close(closed, lambda ticket: self._record(ticket, closed, worker, message, buffers))
             worker.open.discard(message.id)
         elif not self._collector.is_closed(message.id):
             raise MessageError("a closed ticket that its worker was not given")
         self._server.send(worker.member.peer, msg.Ack(message.sequence))
         self._deal()
+
+    def _record(
+        self, ticket: Ticket, closed: ClosedTicket, worker: Worker, message: msg.Closed, buffers: Sequence[msg.Frame]
+    ) -> int:
+        return self._journal.append(Took.of(ticket, closed, worker.member.name, whole_frames(message, buffers)))
 
     def _answered(self, member: Member, reply: msg.Reply) -> None:
         call = self._calls.get(reply.id)

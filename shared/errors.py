@@ -39,3 +39,7 @@ class WeightSyncError(PrimezeroError):
 
 class CheckpointError(PrimezeroError):
     """A checkpoint cannot be written, is broken, or belongs to a run with other settings."""
+
+
+class JournalError(PrimezeroError):
+    """The journal of acknowledged tickets cannot be opened, read or written."""

@@ -188,7 +188,11 @@ def _round(
     cost = sync_cost(running.arrivals, sent.times, _SETTLE_STEPS)
     prefill = None
     if mode in _PREFILLED_AGAIN:
-        afresh = generation(settings.prompt_tokens + cost.context // settings.requests, 2, seed + settings.requests)
+        # As long as those that they stand for: short ones would end while others are still being prefilled.
+        sampled = cost.context // settings.requests
+        afresh = generation(
+            settings.prompt_tokens + sampled, settings.response_tokens - sampled, seed + settings.requests
+        )
         with _started(engine, afresh):
             prefill = _first_tokens(engine, afresh, settings.timeout_s) - afresh.begun
     return Round(sent=sent, cost=cost, plain_copy=plain_copy, prefill=prefill)

@@ -7,6 +7,7 @@ import pytest
 
 from launch.run_folder import open_run_folder
 from learner.checkpoint import CheckpointStore, TrainerState
+from learner.journal import Began, Journal
 from learner.progress import Summary
 from shared.config_file import load_config
 from shared.errors import CheckpointError, ConfigError
@@ -26,7 +27,7 @@ def enter(config):
 
 def checkpoint(folder, version):
     store = CheckpointStore(folder / "checkpoints", keep=2)
-    store.commit(store.begin(version), TrainerState(version, {}, {}, {}, {}))
+    store.commit(store.begin(version), TrainerState(version, {}, {}, {}, {}, {}, 0))
     return folder / f"checkpoints/step-{version:06}"
 
 
@@ -43,12 +44,30 @@ def test_the_folder_is_private_and_holds_the_resolved_configuration(tmp_path):
 def test_a_run_without_a_checkpoint_is_refused_unless_it_may_be_replaced(tmp_path):
     with open_run_folder(config_for(tmp_path)) as run:
         (run.path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"without a checkpoint.*--run\.overwrite true"):
+    with pytest.raises(ConfigError, match=r"without a checkpoint or a journal.*--run\.overwrite true"):
         enter(config_for(tmp_path))
     assert (run.path / "metrics.jsonl").exists()
     with open_run_folder(config_for(tmp_path, **{"run.overwrite": "true"})) as again:
         assert again.resume_from is None
         assert not (run.path / "metrics.jsonl").exists()
+
+
+def test_a_run_that_never_got_to_a_step_begins_again_with_whatever_settings(tmp_path):
+    enter(config_for(tmp_path))
+    with open_run_folder(config_for(tmp_path, **{"learner.lr": 7})) as again:
+        assert (again.resume_from, again.lineage) == (None, 1)
+        assert load_config(again.path / "config.toml").learner.lr == 7
+
+
+def test_before_its_first_checkpoint_a_run_goes_on_from_its_journal(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        Journal(run.path / "journal").append(Began(0, 0))
+        (run.path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"learner\.lr"):
+        enter(config_for(tmp_path, **{"learner.lr": 7}))
+    with open_run_folder(config_for(tmp_path)) as again:
+        assert (again.resume_from, again.lineage) == (None, 1)
+        assert (run.path / "journal").stat().st_size > 0
 
 
 def test_the_same_command_again_resumes_from_the_newest_checkpoint(tmp_path):
