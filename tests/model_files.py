@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 VOCABULARY = 8
-CONFIG = {"architectures": ["Qwen2ForCausalLM"], "vocab_size": VOCABULARY, "hidden_size": 2}
+CONFIG = {"architectures": ["Qwen2ForCausalLM"], "vocab_size": VOCABULARY, "hidden_size": 2, "eos_token_id": 2}
 EMBEDDING = "model.embed_tokens.weight"
 SHAPES = {EMBEDDING: (VOCABULARY, 2), "model.norm.weight": (2,)}
 
