@@ -115,6 +115,19 @@ def _init_model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"greedy accuracy {report.evaluation.accuracy:.3f}  ({tasks})")
 
 
+def _audit(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: an audit has no configuration")
+    from learner.audit import audit
+
+    found = audit(options.folder)
+    for name, value in asdict(found).items():
+        reasons = "  ".join(f"{reason} {count}" for reason, count in value.items()) if name == "dropped" else value
+        print(f"{name:<13} {reasons or 0}")
+    if not found.sound:
+        raise PrimezeroError(f"the run in {options.folder} has lost acknowledged tickets, or trained on some twice")
+
+
 def _config(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         load_config(None, overrides)
@@ -178,6 +191,16 @@ def _parser() -> argparse.ArgumentParser:
     init_model.set_defaults(command=_init_model)
 
     add_bench(commands)
+
+    audit = commands.add_parser(
+        "audit",
+        help="account for every acknowledged ticket of a run",
+        description="What became of every closed ticket that the learner acknowledged, told from the run's journal: "
+        "trained on once, dropped on the record, or still open. Fails when one is lost, or trained on twice.",
+        epilog="example: primezero audit runs/mine",
+    )
+    audit.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="the folder of a run that has ended")
+    audit.set_defaults(command=_audit)
 
     config = commands.add_parser("config", help="list every configuration key")
     config.set_defaults(command=_config)

@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from launch.segments import existing, used_by
+from learner.audit import audit
 
 ROOT = Path(__file__).parents[1]
 CONFIG = ROOT / "launch/configs/cpu_demo.toml"
@@ -31,17 +32,17 @@ SMALL = {
 class Run:
     """A `primezero train` of its own; every process it starts carries its mark."""
 
-    def __init__(self, folder: Path, model: Path, **overrides: object) -> None:
-        self.folder = folder / "test-run"
+    def __init__(self, folder: Path, model: Path, name: str = "test-run", **overrides: object) -> None:
+        self.folder, self.model = folder / name, model
         # Short, for the sockets in it.
         self.temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
         self._mark = f"PRIMEZERO_TEST={uuid.uuid4().hex}"
-        settings = SMALL | {"run.folder": folder, "run.name": "test-run", "model.path": model} | overrides
-        name, _, value = self._mark.partition("=")
+        settings = SMALL | {"run.folder": folder, "run.name": name, "model.path": model} | overrides
+        variable, _, value = self._mark.partition("=")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "launch.cli", "train", "--config", str(CONFIG)]
             + [f"--{key}={value}" for key, value in settings.items()],
-            env=os.environ | {name: value, "TMPDIR": str(self.temporary)},
+            env=os.environ | {variable: value, "TMPDIR": str(self.temporary)},
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -88,7 +89,8 @@ class Run:
 
 
 def check_records(run: Run) -> None:
-    """Every step exactly once, whatever was killed; the engine had the learner's weights after every sync."""
+    """Every step and every ticket once, whatever was killed; after every sync the engine had the learner's weights."""
+    assert audit(run.folder).sound
     steps = run.records("metrics.jsonl")
     summary = json.loads((run.folder / "summary.json").read_text())
     assert [s["step"] for s in steps] == list(range(1, summary["steps"] + 1))
