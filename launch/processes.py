@@ -1,4 +1,4 @@
-"""What each process of a run does first: log into the run folder."""
+"""What each process of a run does first: keep what it writes to itself, and log into the run folder."""
 
 from __future__ import annotations
 
@@ -6,6 +6,14 @@ import logging
 import os
 import sys
 from pathlib import Path
+
+
+def be_private() -> None:
+    """Files made from here on, by this process and its children, are for this user alone.
+
+    A run is gone on with only from what no other user can have written.
+    """
+    os.umask(0o077)
 
 
 def log_to_file(path: Path) -> None:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from launch.trusted import check_trusted
 from learner.checkpoint import CheckpointStore, TrainerState
 from learner.journal import JOURNAL
 from learner.progress import Summary
 from shared.config import Config
 from shared.config_file import dump_toml, load_config, values_by_key
+from shared.disk import free_bytes, reason, size, writing
 from shared.errors import ConfigError
 from shared.metrics import replace_file
 
@@ -81,7 +81,10 @@ def open_run_folder(config: Config) -> Iterator[RunFolder]:
         try:
             run_folder = _open(folder, config, opened)
         except OSError as error:
-            raise ConfigError(f"cannot use the run folder {folder}: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot use the run folder {folder}: {reason(error)}; choose a place that is yours to write and has "
+                f"room, with --run.folder ({size(free_bytes(folder))} free here)"
+            ) from error
         yield run_folder
 
 
@@ -111,26 +114,25 @@ def _go_on(folder: Path, found: tuple[Path, TrainerState] | None) -> RunFolder:
 
 def _next_lineage(file: Path) -> int:
     lineage = int(file.read_text()) + 1 if file.exists() else 0
-    replace_file(file, f"{lineage}\n")
+    with writing(file):
+        replace_file(file, f"{lineage}\n")
     return lineage
 
 
 def _check_ours(folder: Path) -> None:
     if not (folder / LOCK_FILE).is_file():
         raise ConfigError(f"{folder} exists and is not a run: it is left alone; choose another --run.name")
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"{folder} belongs to, or can be written by, another user: what is in it is not to be trusted; choose "
-            "another --run.name"
-        )
+    check_trusted(folder, CHECKPOINTS)
 
 
 def _lock(lock: int, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ConfigError(f"{folder} belongs to a run that is still going: choose another --run.name") from error
+        raise ConfigError(
+            f"{folder} belongs to a run that is still going, which nothing replaces: wait for it, stop it (Ctrl-C, or "
+            f"a file named {STOP_FILE} in that folder), or choose another --run.name"
+        ) from error
 
 
 def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:

@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch.disk_space import check_disk
 from launch.display import Display
 from launch.lengths import check_context, check_prompts
+from launch.processes import be_private
 from launch.ray_cluster import Cluster
 from launch.restart_log import RestartLog
 from launch.run_folder import CHECKPOINTS, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
@@ -20,6 +22,7 @@ from launch.supervisor import Origin, Restart, Supervisor, Unit
 from learner.progress import Summary
 from learner.spec import LearnerSpec, SeedStage
 from rollout.chat import ChatTokenizer
+from rollout.engine_vllm import check_version
 from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
@@ -38,7 +41,9 @@ def train(config: Config) -> Summary:
 
     Raises PrimezeroError with what to do about it; by then every process of the run has ended.
     """
+    be_private()
     config = _resolved(config)
+    check_version()
     check_model_folder(config.model.path)
     if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
         check_weights(config.learner.reference_model, key="learner.reference_model")
@@ -47,6 +52,7 @@ def train(config: Config) -> Summary:
     check_held_out(environment, config)
     check_lengths(environment, chat, config)
     probe = _probe(environment, chat, config)
+    check_disk(config)
     with open_run_folder(config) as run_folder:
         return _run(config, environment, probe, run_folder)
 

@@ -11,6 +11,7 @@ from dataclasses import asdict
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 
 from learner.batch_metrics import batch_metrics
 from learner.checkpoint import POLICY, CheckpointStore, TrainerState, read_state
@@ -32,6 +33,7 @@ from learner.weight_sync import WeightSync
 from learner.worker_pool import Identity, WorkerPool
 from shared import messages as msg
 from shared.config import Config
+from shared.disk import reason, what_to_do, writing
 from shared.errors import CheckpointError, PrimezeroError
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
@@ -181,8 +183,10 @@ class Trainer:
         self._finish_evaluation()
         if _is_unsaved(version, self._first_version, self._store):
             self._save_checkpoint(version)
-        self._policy.save_pretrained(self._spec.run_folder / "model")
-        copy_tokenizer(config.model.path, self._spec.run_folder / "model")
+        exported = self._spec.run_folder / "model"
+        with writing(exported, SafetensorError):
+            self._policy.save_pretrained(exported)
+            copy_tokenizer(config.model.path, exported)
         summary = self._progress.summarise(version)
         self._pool.send_home()
         return summary
@@ -278,8 +282,8 @@ class Trainer:
             self._store.commit(partial, state)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"the checkpoint of version {version} cannot be written to {self._spec.checkpoints}: {error}. Is the "
-                "disk full? The checkpoint before it is intact: make room, and give the same command to go on from it"
+                f"the checkpoint of version {version} cannot be written to {self._spec.checkpoints}: "
+                f"{reason(error)}. The one before it is intact; {what_to_do(self._spec.checkpoints, error)}"
             ) from error
         self._progress.lap("checkpoint_s")
 

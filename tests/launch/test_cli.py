@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_files import make_model_folder
 
 from launch.cli import _split_overrides, main
 from learner.journal import Began, Dropped, Journal, Released, Took
@@ -25,8 +26,7 @@ def test_a_missing_model_folder_says_how_to_make_one(capsys, tmp_path):
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_an_incomplete_model_folder_says_what_is_missing(capsys, tmp_path, missing):
-    for name in {"config.json", "tokenizer.json", "model.safetensors"} - {missing}:
-        (tmp_path / name).write_text("{}")
+    (make_model_folder(tmp_path) / missing).unlink()
     assert main(["train", "--run.folder", str(tmp_path), "--model.path", str(tmp_path)]) == 1
     assert missing.removeprefix("model") in capsys.readouterr().err
 

@@ -1,3 +1,5 @@
+import errno
+import os
 import re
 import shutil
 import stat
@@ -168,10 +170,41 @@ def test_a_folder_that_others_can_write_is_not_resumed(tmp_path, mode):
         enter(config_for(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step-000020", "checkpoints/step-000020/state.json"])
+def test_what_lies_elsewhere_or_others_can_write_is_not_resumed(tmp_path, name):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    path = run.path / name
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(mode | 0o020)
+    with pytest.raises(ConfigError, match=rf"{name} belongs to.*not to be trusted.*chmod"):
+        enter(config_for(tmp_path))
+    path.chmod(mode)
+    moved = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(moved)
+    with pytest.raises(ConfigError, match=rf"{name} is a symbolic link"):
+        enter(config_for(tmp_path))
+    path.unlink()
+    moved.rename(path)
+    enter(config_for(tmp_path))
+
+
+def test_a_disk_that_has_become_read_only_is_a_clear_error_before_anything_starts(tmp_path, monkeypatch):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("shared.metrics.os.replace", refuse)
+    with pytest.raises(ConfigError, match=r"cannot use the run folder .*Read-only file system; choose.*--run\.folder"):
+        enter(config_for(tmp_path))
+
+
 def test_a_run_that_is_still_going_is_neither_overwritten_nor_joined(tmp_path):
     with open_run_folder(config_for(tmp_path)) as run:
         for settings in ({"run.overwrite": "true"}, {}):
-            with pytest.raises(ConfigError, match="still going"):
+            with pytest.raises(ConfigError, match=r"still going.*STOP.*another --run\.name"):
                 enter(config_for(tmp_path, **settings))
     assert (run.path / "config.toml").exists()
 
