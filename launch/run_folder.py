@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from launch.private_folder import remove_leftovers
 from learner.checkpoint import CheckpointStore, TrainerState
 from learner.progress import Summary
 from shared.config import Config
@@ -67,14 +68,17 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(config: Config) -> Iterator[RunFolder]:
+def open_run_folder(config: Config, *, resume: bool = False) -> Iterator[RunFolder]:
     """`<run.folder>/<run.name>`: new, or that of an earlier run with the same settings that has a checkpoint.
 
     The resolved configuration and logs/ are in it. Raises ConfigError when the folder cannot be written, is no run or
     somebody else's, its run still lives or is finished, left no checkpoint, or had other settings.
-    `run.overwrite` replaces a run that has ended.
+    `run.overwrite` replaces a run that has ended. With `resume`, ConfigError where there is nothing to go on with.
+    What an earlier start has left on the machine is removed.
     """
     folder = config.run_folder.resolve()
+    if resume and (config.run.overwrite or not (folder / CONFIG_FILE).is_file()):
+        raise ConfigError(_nothing_to_resume(folder, config))
     with contextlib.ExitStack() as opened:
         try:
             run_folder = _open(folder, config, opened)
@@ -91,6 +95,7 @@ def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFold
         folder.mkdir(mode=0o700)
         (folder / LOCK_FILE).touch()
     _lock(opened.enter_context((folder / LOCK_FILE).open()).fileno(), folder)
+    remove_leftovers(folder)
     found = _resume(folder, config)
     (folder / STOP_FILE).unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
@@ -129,6 +134,14 @@ def _lock(lock: int, folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise ConfigError(f"{folder} belongs to a run that is still going: choose another --run.name") from error
+
+
+def _nothing_to_resume(folder: Path, config: Config) -> str:
+    if config.run.overwrite:
+        return "--resume goes on with a run that --run.overwrite true would replace: leave one of the two out"
+    return (
+        f"there is no run in {folder} to resume: check --run.folder and --run.name, or leave --resume out to begin one"
+    )
 
 
 def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -33,8 +33,13 @@ from shared.errors import CheckpointError, PrimezeroError
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
 
-def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int) -> Summary | None:
-    """One learner rank, from start to end; rank 0 leads and returns the summary."""
+def run_learner(
+    config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int, beat: Callable[[], None]
+) -> Summary | None:
+    """One learner rank, from start to end; rank 0 leads and returns the summary.
+
+    beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
+    """
     torch.set_num_threads(config.learner.threads)
     policy = Policy(
         config.model.path,
@@ -44,7 +49,9 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
+        beat=beat,
     )
+    beat()
     store = CheckpointStore(spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every)
     resumed = None
     if spec.resume_from is not None:
@@ -54,7 +61,7 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         follow(policy)
         return None
     leader = Leader(policy)
-    trainer = Trainer(config, spec, leader, store, resumed)
+    trainer = Trainer(config, spec, leader, store, resumed, beat)
     try:
         summary = trainer.run()
         leader.stop()
@@ -81,9 +88,16 @@ class Trainer:
     """Rank 0: owns the worker pool, the collector, the versions and the run's records."""
 
     def __init__(
-        self, config: Config, spec: LearnerSpec, policy: Leader, store: CheckpointStore, resumed: TrainerState | None
+        self,
+        config: Config,
+        spec: LearnerSpec,
+        policy: Leader,
+        store: CheckpointStore,
+        resumed: TrainerState | None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
+        self._beat = beat
         self._spec = spec
         self._policy = policy
         self._store = store
@@ -117,7 +131,7 @@ class Trainer:
             lineage=spec.lineage,
             first_batch=self._first_version,
         )
-        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector)
+        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector, beat=beat)
         client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
         self._sync = WeightSync(
             self._pool,
@@ -260,6 +274,7 @@ class Trainer:
                 f"the checkpoint of version {version} cannot be written to {self._spec.checkpoints}: {error}. Is the "
                 "disk full? The checkpoint before it is intact: make room, and give the same command to go on from it"
             ) from error
+        self._beat()
         self._progress.lap("checkpoint_s")
 
     def _finish_evaluation(self) -> None:

@@ -20,6 +20,7 @@ from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, Weig
 from shared.transport import StreamServer
 
 LATE_S = 5.0
+BEAT_S = 1.0
 STRANGERS_KEPT = 1000
 
 log = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class WorkerPool:
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
     lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
 
-    clock: seconds, for all timeouts
+    clock: seconds, for all timeouts; beat: called at every wait's beginning, and every second of it
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class WorkerPool:
         collector: Collector,
         *,
         clock: Callable[[], float] = time.monotonic,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        self._beat = beat
         self._config = config
         self._identity = identity
         self._collector = collector
@@ -239,6 +242,7 @@ class WorkerPool:
         with self._changed:
             seen, deadline = progress(), self._clock() + timeout_s
         while True:
+            self._beat()
             with self._changed:
                 if condition():
                     return
@@ -255,7 +259,7 @@ class WorkerPool:
                         raise StreamTimeoutError(
                             f"after {timeout_s:g} s: {what()}{self.last_loss()}; see logs/rollout-*.log"
                         )
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, BEAT_S))
             if attending and attend is not None:
                 attend()
 

@@ -14,6 +14,7 @@ import pytest
 
 from launch import ray_cluster
 from launch.marked_processes import lives
+from launch.ray_cluster import BEATS_INTERVAL_S
 from launch.supervisor import Ended, ProcessDied
 from rollout.worker import WorkerSpec
 from shared.config import Config
@@ -28,6 +29,13 @@ def stand_in() -> type:
 
         Local, so that Ray takes it along.
         """
+
+        def __init__(self):
+            self.beaten = 0
+
+        def beats(self):
+            self.beaten += 1
+            return self.beaten
 
         def run(self, config, spec, log_file):
             import os
@@ -118,14 +126,24 @@ def test_of_one_that_was_killed_nothing_is_left_when_it_is_started_again(cluster
     assert "raylet" not in "".join(capfd.readouterr())
 
 
-def test_one_that_is_stopped_holds_up_nobody_and_can_be_ended(cluster):
+def beats_once_asked_again(cluster: SimpleNamespace) -> int:
+    for _ in range(2):
+        time.sleep(BEATS_INTERVAL_S + 0.5)
+        cluster.processes.beats()
+    return cluster.processes.beats()["stopped"]
+
+
+def test_one_that_is_stopped_holds_up_nobody_shows_no_life_and_can_be_ended(cluster):
     parent, child, held = start(cluster, "stopped")
+    first = beats_once_asked_again(cluster)
     parent.send_signal(signal.SIGSTOP)
     child.send_signal(signal.SIGSTOP)
     for _ in range(4):
         assert cluster.processes.poll(0.5) == []
     assert "stopped" in cluster.processes.running()
+    stopped = beats_once_asked_again(cluster)
     parent.send_signal(signal.SIGCONT)
+    assert beats_once_asked_again(cluster) > stopped >= first > 0
     time.sleep(0.2)
     parent.send_signal(signal.SIGSTOP)
     cluster.processes.end(["stopped"])
