@@ -103,7 +103,7 @@ def _remove_segments(held: dict[str, int]) -> None:
 def _remove_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         status = folder.lstat()
-        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not status.st_mode & 0o077
+        ours = stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
         if folder.name.startswith(FOLDER_PREFIX) and ours:
             shutil.rmtree(folder, ignore_errors=True)
 

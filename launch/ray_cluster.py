@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -44,6 +45,7 @@ SHUTDOWN_S = 20.0
 LEAVE_S = 3.0
 KILLED_S = 30.0
 START_ATTEMPTS = 3
+START_S = 120.0
 OBJECT_STORE_BYTES = 100 * 2**20
 
 
@@ -91,6 +93,21 @@ class Cluster:
     def _start_ray(self) -> None:
         # Ray's own processes have it from here; those of the run are given another.
         os.environ[marked_processes.VARIABLE] = self._mark("ray")
+        # Its own limits do not cover a process of its that stops in the middle. Killed, it is noticed.
+        late = threading.Timer(START_S, self._kill_ray)
+        late.daemon = True
+        late.start()
+        try:
+            self._init_ray()
+        finally:
+            late.cancel()
+
+    def _kill_ray(self) -> None:
+        for process in marked_processes.marked(self._mark("ray")).get(self._mark("ray"), ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def _init_ray(self) -> None:
         ray.init(
             address="local",
             include_dashboard=False,
@@ -99,7 +116,8 @@ class Cluster:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(self._folder),
+            # A folder of its own: Ray lets everybody write there, and workers' sockets are beside it.
+            _temp_dir=str(self._folder / "ray"),
             _node_ip_address="127.0.0.1",
         )
 

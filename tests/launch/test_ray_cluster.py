@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch import ray_cluster
+from launch import marked_processes, ray_cluster
 from launch.marked_processes import lives
 from launch.ray_cluster import BEATS_INTERVAL_S
 from launch.supervisor import Ended, ProcessDied
@@ -86,6 +86,14 @@ def wait_for_end(cluster: SimpleNamespace) -> Ended:
     while not (ended := cluster.processes.poll(0.5)):
         pass
     return ended[0]
+
+
+def test_ray_s_own_processes_are_marked_too_and_nobody_else_can_enter_the_folder(cluster):
+    marked = marked_processes.marked(f"{cluster.folder}/ray")
+    names = {process.name() for process in marked[f"{cluster.folder}/ray"]}
+    assert {"raylet", "gcs_server"} <= names
+    assert any("Agent" in name for name in names)
+    assert cluster.folder.stat().st_mode & 0o077 == 0
 
 
 def test_one_that_returns_or_raises_says_what(cluster):

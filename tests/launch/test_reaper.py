@@ -231,7 +231,7 @@ def test_a_record_of_another_boot_names_no_process_and_no_segment_only_a_folder(
         sleeper.wait(10)
 
 
-@pytest.mark.parametrize("named", ["somewhere", "primezero-link", "primezero-open"])
+@pytest.mark.parametrize("named", ["somewhere", "primezero-link"])
 def test_a_folder_is_left_alone_that_no_start_would_have_made(tmp_path, named):
     folder = tmp_path / named
     elsewhere = tmp_path / "elsewhere"
@@ -239,7 +239,7 @@ def test_a_folder_is_left_alone_that_no_start_would_have_made(tmp_path, named):
     if named == "primezero-link":
         folder.symlink_to(elsewhere)
     else:
-        folder.mkdir(mode=0o755 if named == "primezero-open" else 0o700)
+        folder.mkdir(mode=0o700)
     (folder / "file").touch()
     on_record(tmp_path, Leftovers.of(folder))
     remove_leftovers(tmp_path)
