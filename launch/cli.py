@@ -64,7 +64,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(options.config, overrides)
     from launch.train import train
 
-    summary = train(config)
+    summary = train(config, resume=options.resume)
     print("\n" + "\n".join(summary_lines(summary)))
     print(f"records and the trained model are in {config.run_folder}")
 
@@ -149,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: primezero train --config launch/configs/cpu_demo.toml --run.name mine --learner.lr 5e-4",
     )
     train.add_argument("--config", type=Path, help="a TOML file")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="fail unless there is a run to resume; without it, one is resumed where there is one",
+    )
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser(

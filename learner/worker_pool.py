@@ -22,6 +22,7 @@ from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, Weig
 from shared.transport import StreamServer
 
 LATE_S = 5.0
+BEAT_S = 1.0
 STRANGERS_KEPT = 1000
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class WorkerPool:
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
     lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
 
-    clock: seconds, for all timeouts
+    clock: seconds, for all timeouts; beat: called at every wait's beginning, and every second of it
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class WorkerPool:
         journal: Journal,
         *,
         clock: Callable[[], float] = time.monotonic,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        self._beat = beat
         self._config = config
         self._identity = identity
         self._collector = collector
@@ -250,6 +253,7 @@ class WorkerPool:
         with self._changed:
             seen, deadline = progress(), self._clock() + timeout_s
         while True:
+            self._beat()
             with self._changed:
                 if condition():
                     return
@@ -266,7 +270,7 @@ class WorkerPool:
                         raise StreamTimeoutError(
                             f"after {timeout_s:g} s: {what()}{self.last_loss()}; see logs/rollout-*.log"
                         )
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, BEAT_S))
             if attending and attend is not None:
                 attend()
 
