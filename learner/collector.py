@@ -119,6 +119,10 @@ class Collector:
         batch.tickets[id.index] = msgspec.structs.replace(batch.tickets[id.index], seed=rng.getrandbits(63))
         return batch.tickets[id.index]
 
+    def issued(self, id: TicketId) -> Ticket:
+        """A ticket of an open batch as it was last issued."""
+        return self._open[id.batch].tickets[id.index]
+
     def is_closed(self, id: TicketId) -> bool:
         """Whether this ticket of this lineage has been taken, or was part of a batch that has been released."""
         if id.lineage != self._lineage or id.batch < 0:

@@ -117,7 +117,7 @@ class Trainer:
             lineage=spec.lineage,
             first_batch=self._first_version,
         )
-        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector)
+        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector, keys=spec.keys)
         client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
         self._sync = WeightSync(
             self._pool,

@@ -1,0 +1,22 @@
+"""What the sockets of both ends have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import zmq
+
+LINGER_MS = 1000
+# The host at the other end is gone for good after IDLE + COUNT * INTERVAL seconds of silence. It is the kernel that
+# answers, so a process that is stopped keeps its connection.
+KEEPALIVE_IDLE_S = 30
+KEEPALIVE_INTERVAL_S = 10
+KEEPALIVE_COUNT = 3
+
+
+def keep_alive(socket: zmq.Socket[Any]) -> None:
+    """Have the kernel notice that the host at the other end has gone; over ipc there is nothing to notice."""
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_CNT, KEEPALIVE_COUNT)
