@@ -104,7 +104,7 @@ SMALL_BATCHES = {
 }
 
 
-def make_pool(endpoint: str, seeds, *, lineage: int = LINEAGE, clock=None, **overrides) -> WorkerPool:
+def make_pool(endpoint: str, seeds, *, lineage: int = LINEAGE, clock=None, keys=None, **overrides) -> WorkerPool:
     """A pool and its collector; batches have six tickets."""
     config = load_config(None, [f"--{k}={v}" for k, v in (SMALL_BATCHES | overrides).items()])
     collector = Collector(
@@ -116,7 +116,7 @@ def make_pool(endpoint: str, seeds, *, lineage: int = LINEAGE, clock=None, **ove
         seed=0,
         lineage=lineage,
     )
-    return WorkerPool(endpoint, config, IDENTITY, collector, **({} if clock is None else {"clock": clock}))
+    return WorkerPool(endpoint, config, IDENTITY, collector, keys=keys, **({} if clock is None else {"clock": clock}))
 
 
 class Clock:

@@ -13,7 +13,7 @@ from zmq.utils.monitor import parse_monitor_message
 from shared.errors import HandshakeError, MessageError, StreamTimeoutError
 from shared.messages import Closed, Frame, Message, decode
 from shared.transport.security import ClientKeys, needs_keys
-from shared.transport.sockets import LINGER_MS, keep_alive
+from shared.transport.sockets import set_up
 
 COPY_THRESHOLD = 65536
 UNSENT_MESSAGES = 1000
@@ -41,11 +41,10 @@ class StreamClient:
         self._failing_since: float | None = None
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        set_up(self._socket)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.SNDHWM, UNSENT_MESSAGES)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        keep_alive(self._socket)
         if keys is not None:
             self._socket.setsockopt(zmq.CURVE_SERVERKEY, keys.server)
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)

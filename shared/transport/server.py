@@ -16,7 +16,7 @@ from shared.errors import MessageError
 from shared.messages import MAX_FRAMES, Frame, Message, Refused, decode, encode
 from shared.transport.rejections import Rejections, printable
 from shared.transport.security import Guard, ServerKeys, cannot_listen, check_private, needs_keys
-from shared.transport.sockets import LINGER_MS, keep_alive
+from shared.transport.sockets import set_up
 
 TICK_S = 1.0
 # Of one connection: an honest worker reads and is read without end, and has at most its tickets under way.
@@ -75,12 +75,11 @@ class StreamServer:
         self._wake_lock = threading.Lock()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        self._socket.setsockopt(zmq.LINGER, LINGER_MS)
+        set_up(self._socket)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, UNSENT_MESSAGES)
         self._socket.setsockopt(zmq.RCVHWM, UNREAD_MESSAGES)
-        keep_alive(self._socket)
         self._guard = Guard(self._socket, keys, self.count)
         try:
             self._socket.bind(endpoint)

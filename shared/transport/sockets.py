@@ -14,8 +14,10 @@ KEEPALIVE_INTERVAL_S = 10
 KEEPALIVE_COUNT = 3
 
 
-def keep_alive(socket: zmq.Socket[Any]) -> None:
-    """Have the kernel notice that the host at the other end has gone; over ipc there is nothing to notice."""
+def set_up(socket: zmq.Socket[Any]) -> None:
+    """Addresses of either kind; the kernel notices when the host at the other end has gone."""
+    socket.setsockopt(zmq.LINGER, LINGER_MS)
+    socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_IDLE_S)
     socket.setsockopt(zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_INTERVAL_S)
