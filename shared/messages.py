@@ -325,7 +325,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
         raise MessageError(f"malformed header: {error}") from error
     buffers = frames[1:]
     if len(buffers) != (3 if isinstance(message, Closed) else 0):
-        raise MessageError(f"a {type(message).__name__} with the wrong number of buffers: {len(buffers)}")
+        raise MessageError(f"{type(message).__name__} with the wrong number of buffers: {len(buffers)}")
     return message, buffers
 
 
