@@ -30,6 +30,7 @@ from shared.config import Config
 from shared.episodes import Problem, Task
 from shared.errors import ConfigError, PrimezeroError
 from shared.model_folder import check_model_folder, check_weights
+from shared.transport import ClientKeys, check_address, make_keys
 
 PROBE_TOKENS = 64
 LENGTH_SAMPLES = 200
@@ -46,6 +47,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     config = _resolved(config)
     check_version()
     check_model_folder(config.model.path)
+    check_address(config.stream.endpoint)
     if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
         check_weights(config.learner.reference_model, key="learner.reference_model")
     environment = make_environment(config.environment)
@@ -70,9 +72,11 @@ def _resolved(config: Config) -> Config:
 
 def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:
     with private_folder(run_folder.path) as private:
-        endpoint = f"ipc://{private.path}/stream"
+        over_tcp = config.stream.endpoint != "auto"
+        learner_keys, worker_keys = make_keys() if over_tcp else (None, None)
         learner = LearnerSpec(
-            endpoint=endpoint,
+            endpoint=config.stream.endpoint if over_tcp else f"ipc://{private.path}/stream",
+            keys=learner_keys,
             run_folder=run_folder.path,
             environment=environment.fingerprint,
             seeds=seed_stages(environment, config),
@@ -88,7 +92,8 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
             Cluster(private.path, run_folder.path / "logs", on_use=private.note) as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
-            supervisor = _supervisor(config, cluster, run_folder, learner, (restarts.write, display.restart))
+            told = (restarts.write, display.restart)
+            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, told)
             return _watch(supervisor, display, check_interrupts)
 
 
@@ -97,6 +102,7 @@ def _supervisor(
     cluster: Cluster,
     run_folder: RunFolder,
     spec: LearnerSpec,
+    keys: ClientKeys | None,
     told: Sequence[Callable[[Restart], None]],
 ) -> Supervisor:
     def start_learner() -> None:
@@ -110,7 +116,7 @@ def _supervisor(
 
     def worker(name: str) -> Unit:
         def start() -> None:
-            cluster.start_rollout(config, WorkerSpec(name=name, endpoint=spec.endpoint))
+            cluster.start_rollout(config, WorkerSpec(name=name, endpoint=spec.endpoint, keys=keys))
 
         return Unit(name, [name], start, go_on=lambda: Origin(spec.lineage))
 

@@ -140,7 +140,9 @@ class Trainer:
         )
         self._journal = Journal(spec.run_folder / JOURNAL)
         self._recover(collector, resumed)
-        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector, self._journal, beat=beat)
+        self._pool = WorkerPool(
+            spec.endpoint, config, self._identity, collector, self._journal, keys=spec.keys, beat=beat
+        )
         client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
         self._sync = WeightSync(
             self._pool,

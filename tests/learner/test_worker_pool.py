@@ -69,7 +69,7 @@ def test_credit_bounds_open_tickets_and_work_is_shared(pools):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"protocol": 99}, "protocol version 99"),
+        ({"protocol": 3}, "another protocol version: 3"),
         ({"model": "x"}, "another model"),
         ({"tokenizer": "x"}, "another tokenizer"),
         ({"environment": "x"}, "another environment"),
@@ -117,7 +117,7 @@ def test_a_ticket_sampled_by_weights_that_are_not_proven_is_refused(pools):
     pool.open_through(0, 9)
     ticket = next(t for t in worker.get(msg.Work).tickets if t.id.batch == 1)
     worker.close_ticket(ticket, version=1)
-    assert "version 1, which its worker has not been shown" in worker.get(msg.Refused).reason
+    assert "not been shown to have: version 1" in worker.get(msg.Refused).reason
     pool.prove(pool.members(), 1)
     worker.get(msg.ProbePassed)
     worker.close_ticket(ticket, version=1)
