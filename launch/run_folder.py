@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from launch.private_folder import remove_leftovers
 from launch.trusted import check_trusted
 from learner.checkpoint import CheckpointStore, TrainerState
 from learner.journal import JOURNAL
@@ -69,14 +70,17 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(config: Config) -> Iterator[RunFolder]:
+def open_run_folder(config: Config, *, resume: bool = False) -> Iterator[RunFolder]:
     """`<run.folder>/<run.name>`: new, or that of an earlier run with the same settings, which goes on.
 
     The resolved configuration and logs/ are in it. Raises ConfigError when the folder cannot be written, is no run or
     somebody else's, its run still lives or is finished, or had other settings.
-    `run.overwrite` replaces a run that has ended.
+    `run.overwrite` replaces a run that has ended. With `resume`, ConfigError where there is nothing to go on with.
+    What an earlier start has left on the machine is removed.
     """
     folder = config.run_folder.resolve()
+    if resume and (config.run.overwrite or not _begun(folder)):
+        raise ConfigError(_nothing_to_resume(folder, config))
     with contextlib.ExitStack() as opened:
         try:
             run_folder = _open(folder, config, opened)
@@ -96,6 +100,7 @@ def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFold
         folder.mkdir(mode=0o700)
         (folder / LOCK_FILE).touch()
     _lock(opened.enter_context((folder / LOCK_FILE).open()).fileno(), folder)
+    remove_leftovers(folder)
     found = _resume(folder, config)
     (folder / STOP_FILE).unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
@@ -135,6 +140,14 @@ def _lock(lock: int, folder: Path) -> None:
         ) from error
 
 
+def _nothing_to_resume(folder: Path, config: Config) -> str:
+    if config.run.overwrite:
+        return "--resume goes on with a run that --run.overwrite true would replace: leave one of the two out"
+    return (
+        f"there is no run in {folder} to resume: check --run.folder and --run.name, or leave --resume out to begin one"
+    )
+
+
 def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
     # Without a configuration no run got as far as that, or replacing one was cut short.
     if config.run.overwrite or not (folder / CONFIG_FILE).exists():
@@ -160,6 +173,12 @@ def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
         )
     summary.unlink(missing_ok=True)
     return found
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run has left anything to go on with."""
+    saved = _has(folder / JOURNAL) or any((folder / CHECKPOINTS).glob("step-*"))
+    return saved and (folder / CONFIG_FILE).is_file()
 
 
 def _has(file: Path) -> bool:

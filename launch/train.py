@@ -6,7 +6,6 @@ import contextlib
 import os
 import random
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from launch.disk_space import check_disk
 from launch.display import Display
 from launch.lengths import check_context, check_prompts
+from launch.private_folder import private_folder
 from launch.processes import be_private
 from launch.ray_cluster import Cluster
 from launch.restart_log import RestartLog
@@ -30,21 +30,24 @@ from shared.config import Config
 from shared.episodes import Problem, Task
 from shared.errors import ConfigError, PrimezeroError
 from shared.model_folder import check_model_folder, check_weights
+from shared.transport import ClientKeys, check_address, make_keys
 
 PROBE_TOKENS = 64
 LENGTH_SAMPLES = 200
 GOODBYE_S = 30.0
 
 
-def train(config: Config) -> Summary:
+def train(config: Config, *, resume: bool = False) -> Summary:
     """Run to the end, the time limit, or Ctrl-C (once: finish the step and leave; twice: leave at once).
 
+    resume: whether there has to be a run to go on with
     Raises PrimezeroError with what to do about it; by then every process of the run has ended.
     """
     be_private()
     config = _resolved(config)
     check_version()
     check_model_folder(config.model.path)
+    check_address(config.stream.endpoint)
     if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
         check_weights(config.learner.reference_model, key="learner.reference_model")
     environment = make_environment(config.environment)
@@ -53,7 +56,7 @@ def train(config: Config) -> Summary:
     check_lengths(environment, chat, config)
     probe = _probe(environment, chat, config)
     check_disk(config)
-    with open_run_folder(config) as run_folder:
+    with open_run_folder(config, resume=resume) as run_folder:
         return _run(config, environment, probe, run_folder)
 
 
@@ -68,11 +71,12 @@ def _resolved(config: Config) -> Config:
 
 
 def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:
-    # Ray's own helpers may still be leaving when the folder goes.
-    with tempfile.TemporaryDirectory(prefix="primezero-", ignore_cleanup_errors=True) as private:
-        endpoint = f"ipc://{private}/stream"
+    with private_folder(run_folder.path) as private:
+        over_tcp = config.stream.endpoint != "auto"
+        learner_keys, worker_keys = make_keys() if over_tcp else (None, None)
         learner = LearnerSpec(
-            endpoint=endpoint,
+            endpoint=config.stream.endpoint if over_tcp else f"ipc://{private.path}/stream",
+            keys=learner_keys,
             run_folder=run_folder.path,
             environment=environment.fingerprint,
             seeds=seed_stages(environment, config),
@@ -85,10 +89,11 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
         display = Display(config, run_folder)
         with (
             _interrupts(learner.stop_file) as check_interrupts,
-            Cluster(Path(private), run_folder.path / "logs") as cluster,
+            Cluster(private.path, run_folder.path / "logs", on_use=private.note) as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
-            supervisor = _supervisor(config, cluster, run_folder, learner, (restarts.write, display.restart))
+            told = (restarts.write, display.restart)
+            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, told)
             return _watch(supervisor, display, check_interrupts)
 
 
@@ -97,6 +102,7 @@ def _supervisor(
     cluster: Cluster,
     run_folder: RunFolder,
     spec: LearnerSpec,
+    keys: ClientKeys | None,
     told: Sequence[Callable[[Restart], None]],
 ) -> Supervisor:
     def start_learner() -> None:
@@ -110,7 +116,7 @@ def _supervisor(
 
     def worker(name: str) -> Unit:
         def start() -> None:
-            cluster.start_rollout(config, WorkerSpec(name=name, endpoint=spec.endpoint))
+            cluster.start_rollout(config, WorkerSpec(name=name, endpoint=spec.endpoint, keys=keys))
 
         return Unit(name, [name], start, go_on=lambda: Origin(spec.lineage))
 
@@ -124,6 +130,7 @@ def _supervisor(
         Unit("learner", ranks, start_learner, learner_goes_on),
         [worker(f"rollout-{index}") for index in range(config.rollout.workers)],
         max_restarts=config.run.max_restarts,
+        hang_timeout_s=config.run.hang_timeout_s,
         logs=run_folder.path / "logs",
         finished=run_folder.finished,
         on_restart=tell,

@@ -32,6 +32,11 @@ class Audit:
     batches: int
     unrecorded: int
 
+    @property
+    def sound(self) -> bool:
+        """Nothing lost, nothing twice, and as many steps on record as were trained."""
+        return not (self.lost or self.twice or self.unrecorded)
+
 
 def audit(run_folder: Path) -> Audit:
     """Follow the journal of a run that has ended. Raises JournalError when there is none to be read."""

@@ -126,6 +126,10 @@ class Collector:
         slot.ticket = msgspec.structs.replace(slot.ticket, seed=rng.getrandbits(63))
         return slot.ticket
 
+    def issued(self, id: TicketId) -> Ticket:
+        """A ticket of an open batch as it was last issued."""
+        return self._open[id.batch][id.index].ticket
+
     def is_closed(self, id: TicketId) -> bool:
         """Whether this ticket of this lineage has been taken, or was part of a batch that has been released."""
         if id.lineage != self._lineage or id.batch < 0:

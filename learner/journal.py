@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from shared.disk import what_to_do
+from shared.disk import reason, what_to_do
 from shared.episodes import ClosedTicket, Ticket, TicketId
 from shared.errors import JournalError, MessageError
 from shared.messages import Closed, Frame, decode, decode_closed
@@ -149,7 +149,7 @@ class Journal:
 
     def _error(self, what: str, error: OSError) -> JournalError:
         return JournalError(
-            f"the journal {self._path} cannot be {what}: {error.strerror}. Nothing that was acknowledged is lost; "
+            f"the journal {self._path} cannot be {what}: {reason(error)}. Nothing that was acknowledged is lost; "
             f"{what_to_do(self._path, error)}"
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from shared import messages as msg
@@ -12,32 +12,35 @@ from shared.episodes import Ticket, TicketId
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One incarnation of a rollout worker, on one connection."""
+    """One incarnation of a rollout worker. Who can name the incarnation is taken for it."""
 
     name: str
-    incarnation: int
-    peer: bytes = field(repr=False)
+    incarnation: int = field(repr=False)
 
 
 @dataclass(slots=True)
 class Worker:
-    """heard: when it last sent anything, seconds
+    """peer: its connection; gone: since when that has been broken, if it is
+    heard: when it last sent anything, seconds
     version: the newest weights that it has been shown to have; None for a newcomer, which gets no work
     open: tickets that it works on
     """
 
     member: Member
+    peer: bytes = field(repr=False)
     heard: float
+    gone: float | None = None
     version: int | None = None
     open: set[TicketId] = field(default_factory=set)
 
 
 @dataclass(slots=True)
 class PendingCall:
-    """A call: what it asks, who has yet to answer, and the answers."""
+    """A call: what it asks, what of whom, who has yet to answer, and the answers."""
 
     what: str
-    waiting: set[Member]
+    requests: Mapping[Member, msg.Request]
+    waiting: set[Member] = field(default_factory=set)
     results: dict[Member, msg.Result] = field(default_factory=dict)
 
 
@@ -50,12 +53,12 @@ class Turnover:
     tickets_reissued: int = 0
 
 
-def deal(waiting: deque[Ticket], workers: Collection[Worker], limit: int) -> dict[Member, list[Ticket]]:
-    """Take tickets off the queue's front, each for the worker with the fewest open, at most `limit` for one.
+def deal(waiting: deque[Ticket], workers: Collection[Worker], limit: int) -> dict[bytes, list[Ticket]]:
+    """Take tickets off the queue's front, each for the worker with the fewest open, at most `limit` for one, by peer.
 
     A ticket is only for a worker that has been shown to have its `min_version`.
     """
-    dealt: dict[Member, list[Ticket]] = {}
+    dealt: dict[bytes, list[Ticket]] = {}
     while waiting:
         ticket = waiting[0]
         able = [
@@ -67,5 +70,5 @@ def deal(waiting: deque[Ticket], workers: Collection[Worker], limit: int) -> dic
             break
         worker = min(able, key=lambda worker: len(worker.open))
         worker.open.add(ticket.id)
-        dealt.setdefault(worker.member, []).append(waiting.popleft())
+        dealt.setdefault(worker.peer, []).append(waiting.popleft())
     return dealt

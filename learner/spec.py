@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.episodes import Problem, Task
+from shared.transport import ServerKeys
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +22,7 @@ class SeedStage:
 class LearnerSpec:
     """What the launcher tells every learner rank.
 
-    endpoint: ZeroMQ address that rank 0 binds
+    endpoint: ZeroMQ address that rank 0 binds; keys: what it shows there, and asks for, over tcp
     environment: fingerprint that workers must have in common with the run
     seeds: what the problem buffer starts with and, under a curriculum, is given later; the first is for batch 0
     probe: token ids that both sides score after every weight sync
@@ -39,3 +40,4 @@ class LearnerSpec:
     resume_from: Path | None
     lineage: int
     stop_file: Path
+    keys: ServerKeys | None = None

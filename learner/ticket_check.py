@@ -34,7 +34,7 @@ def check_closed(ticket: Ticket, closed: ClosedTicket, selfplay: SelfPlayConfig,
     if closed.problem != (closed.proposed or ticket.problem):
         raise MessageError("a closed ticket on another problem than its own")
     if len(closed.attempts) != selfplay.trained_attempts:
-        raise MessageError(f"a closed ticket with {len(closed.attempts)} attempts")
+        raise MessageError(f"a closed ticket with the wrong number of attempts: {len(closed.attempts)}")
     if any(attempt.role is not Role.SOLVER for attempt in closed.attempts):
         raise MessageError("a closed ticket with its roles mixed up")
     if closed.problem.task is not ticket.task or any(e.task is not ticket.task for e in closed.episodes):
@@ -46,7 +46,10 @@ def check_closed(ticket: Ticket, closed: ClosedTicket, selfplay: SelfPlayConfig,
         _check_episode(episode, limits)
         for span in episode.spans:
             if not ticket.min_version <= span.version <= ticket.id.batch:
-                raise MessageError(f"a token of version {span.version} in a ticket of batch {ticket.id.batch}")
+                raise MessageError(
+                    "a token of weights that its ticket is not for: "
+                    f"version {span.version} in a ticket of batch {ticket.id.batch}"
+                )
         if any(later.version < earlier.version for earlier, later in pairwise(episode.spans)):
             raise MessageError("an episode whose weight versions go backwards")
 
@@ -64,12 +67,14 @@ def _check_proposal(ticket: Ticket, closed: ClosedTicket) -> None:
 
 def _check_solve_rate(closed: ClosedTicket, selfplay: SelfPlayConfig) -> None:
     if not 0 <= closed.solve_rate <= 1:
-        raise MessageError(f"a solve rate of {closed.solve_rate}")
+        raise MessageError(f"an impossible solve rate: {closed.solve_rate}")
     # The estimates of a valid proposal stay with the worker: there is nothing here to compare with.
     estimated = selfplay.solver_samples == "separate" and closed.proposed is not None
     attempts = solve_rate([attempt.verdict for attempt in closed.attempts])
     if not estimated and abs(closed.solve_rate - attempts) > SOLVE_RATE_TOLERANCE:
-        raise MessageError(f"a solve rate of {closed.solve_rate} where the attempts come to {attempts}")
+        raise MessageError(
+            f"a solve rate that is not the attempts': {closed.solve_rate} where the attempts come to {attempts}"
+        )
 
 
 def _check_episode(episode: Episode, limits: TokenLimits) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -40,8 +40,13 @@ from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fin
 log = logging.getLogger(__name__)
 
 
-def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int) -> Summary | None:
-    """One learner rank, from start to end; rank 0 leads and returns the summary."""
+def run_learner(
+    config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int, beat: Callable[[], None]
+) -> Summary | None:
+    """One learner rank, from start to end; rank 0 leads and returns the summary.
+
+    beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
+    """
     torch.set_num_threads(config.learner.threads)
     policy = Policy(
         config.model.path,
@@ -51,7 +56,9 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
+        beat=beat,
     )
+    beat()
     store = CheckpointStore(spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every)
     resumed = None
     if spec.resume_from is not None:
@@ -61,7 +68,7 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         follow(policy)
         return None
     leader = Leader(policy)
-    trainer = Trainer(config, spec, leader, store, resumed)
+    trainer = Trainer(config, spec, leader, store, resumed, beat)
     try:
         summary = trainer.run()
         leader.stop()
@@ -88,9 +95,16 @@ class Trainer:
     """Rank 0: owns the worker pool, the collector, the versions and the run's records."""
 
     def __init__(
-        self, config: Config, spec: LearnerSpec, policy: Leader, store: CheckpointStore, resumed: TrainerState | None
+        self,
+        config: Config,
+        spec: LearnerSpec,
+        policy: Leader,
+        store: CheckpointStore,
+        resumed: TrainerState | None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
+        self._beat = beat
         self._spec = spec
         self._policy = policy
         self._store = store
@@ -126,7 +140,9 @@ class Trainer:
         )
         self._journal = Journal(spec.run_folder / JOURNAL)
         self._recover(collector, resumed)
-        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector, self._journal)
+        self._pool = WorkerPool(
+            spec.endpoint, config, self._identity, collector, self._journal, keys=spec.keys, beat=beat
+        )
         client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
         self._sync = WeightSync(
             self._pool,
@@ -285,6 +301,7 @@ class Trainer:
                 f"the checkpoint of version {version} cannot be written to {self._spec.checkpoints}: "
                 f"{reason(error)}. The one before it is intact; {what_to_do(self._spec.checkpoints, error)}"
             ) from error
+        self._beat()
         self._progress.lap("checkpoint_s")
 
     def _finish_evaluation(self) -> None:

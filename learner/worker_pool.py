@@ -19,9 +19,13 @@ from shared import messages as msg
 from shared.config import Config
 from shared.episodes import ClosedTicket, Ticket
 from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, WeightSyncError, WorkerFailedError
-from shared.transport import StreamServer
+from shared.transport import ServerKeys, StreamServer
 
 LATE_S = 5.0
+BEAT_S = 1.0
+# A worker says something every two seconds: whose connection is broken, and who lives, is back by then.
+RECONNECT_S = 5.0
+WORKERS_KEPT = 1000
 STRANGERS_KEPT = 1000
 
 log = logging.getLogger(__name__)
@@ -40,14 +44,15 @@ class WorkerPool:
     """Deals tickets to workers as credit, collects what they close, and calls them.
 
     Workers come and go. A newcomer gets tickets once `prove` says which weights it has been shown to have. One that
-    reports failure, is silent for `stream.worker_timeout_s`, or says hello anew has left: its open tickets are issued
-    again, ahead of all others. Who is not known, being a worker of an earlier learner or one that was given up, is
-    asked to say hello; what it says otherwise is counted in `rejected` and dropped.
+    reports failure, is silent for `stream.worker_timeout_s`, is not back RECONNECT_S after its connection broke, or
+    says hello as another incarnation has left: its open tickets are issued again, ahead of all others. A connection on
+    which nobody has said hello is asked to; what else comes on it is counted in `rejected` and dropped. Whoever names
+    an incarnation that is here resumes it: it keeps its tickets, and is told again what it may have missed.
 
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
     lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
 
-    clock: seconds, for all timeouts
+    clock: seconds, for all timeouts; beat: called at every wait's beginning, and every second of it
     """
 
     def __init__(
@@ -59,7 +64,10 @@ class WorkerPool:
         journal: Journal,
         *,
         clock: Callable[[], float] = time.monotonic,
+        beat: Callable[[], None] = lambda: None,
+        keys: ServerKeys | None = None,
     ) -> None:
+        self._beat = beat
         self._config = config
         self._identity = identity
         self._collector = collector
@@ -85,6 +93,7 @@ class WorkerPool:
                 on_failure=self._stream_failed,
                 on_gone=self._gone,
                 on_tick=self._sweep,
+                keys=keys,
             )
 
     @property
@@ -160,11 +169,11 @@ class WorkerPool:
         with self._changed:
             id = next(self._call_ids)
             what = " and ".join(sorted({type(request).__name__ for request in requests.values()}))
-            call = self._calls[id] = PendingCall(what, set())
+            call = self._calls[id] = PendingCall(what, requests)
             for member, request in requests.items():
-                if self._is_here(member):
+                if (worker := self._find(member)) is not None:
                     call.waiting.add(member)
-                    self._server.send(member.peer, msg.Call(id, request))
+                    self._server.send(worker.peer, msg.Call(id, request))
             return id
 
     def is_settled(self, id: int) -> bool:
@@ -201,27 +210,29 @@ class WorkerPool:
     def send_away(self, member: Member, reason: str) -> None:
         """Tell a worker to end its process, since what it does cannot be relied on any more. It may have left."""
         with self._changed:
-            if self._is_here(member):
-                self._server.send(member.peer, msg.Refused(reason))
-                self._leave(member.peer, reason)
+            if (worker := self._find(member)) is not None:
+                self._server.send(worker.peer, msg.Refused(reason))
+                self._leave(worker.peer, reason)
 
     def check_forwards(self, members: Iterable[Member], version: int) -> None:
         """WeightSyncError where `version` is older than what a member has been shown to have."""
         with self._changed:
             for member in members:
-                has = self._workers[member.peer].version if self._is_here(member) else None
-                if has is not None and has > version:
-                    raise WeightSyncError(f"weight version {version} for {member.name}, which already has {has}")
+                worker = self._find(member)
+                if worker is not None and worker.version is not None and worker.version > version:
+                    raise WeightSyncError(
+                        f"weight version {version} for {member.name}, which already has {worker.version}"
+                    )
 
     def prove(self, members: Iterable[Member], version: int) -> None:
         """These have been shown to have the learner's weights of `version`: they may work, or go on."""
         members = list(members)
         with self._changed:
             self.check_forwards(members, version)
-            for worker in [self._workers[member.peer] for member in members if self._is_here(member)]:
+            for worker in filter(None, map(self._find, members)):
                 self._turnover.workers_joined += worker.version is None
                 worker.version = version
-                self._server.send(worker.member.peer, msg.ProbePassed(version))
+                self._server.send(worker.peer, msg.ProbePassed(version))
             self._deal()
 
     def last_loss(self) -> str:
@@ -250,6 +261,7 @@ class WorkerPool:
         with self._changed:
             seen, deadline = progress(), self._clock() + timeout_s
         while True:
+            self._beat()
             with self._changed:
                 if condition():
                     return
@@ -266,13 +278,12 @@ class WorkerPool:
                         raise StreamTimeoutError(
                             f"after {timeout_s:g} s: {what()}{self.last_loss()}; see logs/rollout-*.log"
                         )
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, BEAT_S))
             if attending and attend is not None:
                 attend()
 
-    def _is_here(self, member: Member) -> bool:
-        worker = self._workers.get(member.peer)
-        return worker is not None and worker.member == member
+    def _find(self, member: Member) -> Worker | None:
+        return next((worker for worker in self._workers.values() if worker.member == member), None)
 
     @staticmethod
     def _named(members: Iterable[Member]) -> list[Member]:
@@ -295,8 +306,8 @@ class WorkerPool:
 
     def _deal(self) -> None:
         dealt = deal(self._waiting, self._workers.values(), self._config.rollout.max_open_tickets)
-        for member, tickets in dealt.items():
-            self._server.send(member.peer, msg.Work(tuple(tickets)))
+        for peer, tickets in dealt.items():
+            self._server.send(peer, msg.Work(tuple(tickets)))
 
     # --- on the I/O thread ---
 
@@ -309,8 +320,9 @@ class WorkerPool:
 
     def _gone(self, peer: bytes) -> None:
         with self._changed:
-            if peer in self._workers:
-                self._leave(peer, "its connection is gone")
+            if (worker := self._workers.get(peer)) is not None and worker.gone is None:
+                log.info("the connection of rollout worker %s is broken", worker.member.name)
+                worker.gone = self._clock()
 
     def _sweep(self) -> None:
         """Give up whoever has been silent for too long."""
@@ -321,6 +333,8 @@ class WorkerPool:
             for peer, worker in list(self._workers.items()):
                 if now - before > timeout_s / 2:
                     worker.heard = now  # it was this process that stood still
+                elif worker.gone is not None and now - worker.gone >= RECONNECT_S:
+                    self._leave(peer, "its connection is gone")
                 elif now - worker.heard > timeout_s:
                     self._leave(peer, f"not heard of for {timeout_s:g} s (stream.worker_timeout_s)")
                 elif now - worker.heard > LATE_S:
@@ -334,7 +348,7 @@ class WorkerPool:
                 self._server.count(f"{type(message).__name__} of a worker that is not known")
                 self._ask_to_greet(peer)
             else:
-                worker.heard = self._clock()
+                worker.heard, worker.gone = self._clock(), None
                 self._handle_known(worker, message, buffers)
             self._changed.notify_all()
 
@@ -355,7 +369,7 @@ class WorkerPool:
             case msg.Alive():
                 pass
             case msg.Failed():
-                self._leave(worker.member.peer, message.reason)
+                self._leave(worker.peer, message.reason)
             case _:
                 raise MessageError(f"a worker may not send {type(message).__name__}")
 
@@ -367,12 +381,12 @@ class WorkerPool:
             closed = msg.decode_closed(message, buffers)
             newest = closed.newest_version
             if worker.version is None or newest > worker.version:
-                raise MessageError(f"a token of version {newest}, which its worker has not been shown to have")
+                raise MessageError(f"a token of weights that its worker has not been shown to have: version {newest}")
             self._collector.close(closed, lambda ticket: self._record(ticket, closed, worker, message, buffers))
             worker.open.discard(message.id)
         elif not self._collector.is_closed(message.id):
             raise MessageError("a closed ticket that its worker was not given")
-        self._server.send(worker.member.peer, msg.Ack(message.sequence))
+        self._server.send(worker.peer, msg.Ack(message.sequence))
         self._deal()
 
     def _record(
@@ -391,16 +405,43 @@ class WorkerPool:
     def _welcome(self, peer: bytes, hello: msg.Hello) -> None:
         ours, theirs = self._identity, Identity(hello.model, hello.tokenizer, hello.environment)
         if hello.protocol != msg.PROTOCOL_VERSION:
-            raise MessageError(f"protocol version {hello.protocol}, the learner speaks {msg.PROTOCOL_VERSION}")
+            raise MessageError(
+                f"the worker speaks another protocol version: {hello.protocol}, the learner {msg.PROTOCOL_VERSION}"
+            )
         for part in ("model", "tokenizer", "environment"):
             if getattr(ours, part) != getattr(theirs, part):
                 raise MessageError(f"the worker has another {part} than the learner")
+        member = Member(hello.worker, hello.incarnation)
+        worker = self._find(member)
+        if worker is None and hello.resumes:
+            self._server.send(peer, msg.Forgotten(hello.incarnation))
+            return
         for old in list(self._workers.values()):
-            if old.member.peer == peer or old.member.name == hello.worker:
-                self._leave(old.member.peer, "it said hello anew")
+            if old is not worker and (old.peer == peer or old.member.name == hello.worker):
+                self._leave(old.peer, "it said hello anew")
+        if worker is None and len(self._workers) >= WORKERS_KEPT:
+            raise MessageError("the learner has all the workers that it can take")
         self._greeted.discard(peer)
-        member = Member(hello.worker, hello.incarnation, peer)
-        self._workers[peer] = Worker(member, self._clock())
+        if worker is not None:
+            self._resume(worker, peer)
+            return
+        self._workers[peer] = Worker(member, peer, self._clock())
         self._attention = True
         log.info("rollout worker %s is here", hello.worker)
         self._server.send(peer, msg.Welcome(self._collector.lineage, hello.incarnation))
+
+    def _resume(self, worker: Worker, peer: bytes) -> None:
+        """Go on with a worker on another connection: what was sent on the old one may not have arrived."""
+        member = worker.member
+        log.info("rollout worker %s has connected again; %d open tickets", member.name, len(worker.open))
+        del self._workers[worker.peer]
+        self._workers[peer] = worker
+        worker.peer, worker.heard, worker.gone = peer, self._clock(), None
+        self._server.send(peer, msg.Welcome(self._collector.lineage, member.incarnation))
+        if worker.version is not None:
+            self._server.send(peer, msg.ProbePassed(worker.version))
+        if worker.open:
+            self._server.send(peer, msg.Work(tuple(self._collector.issued(id) for id in sorted(worker.open))))
+        for id, call in self._calls.items():
+            if member in call.waiting:
+                self._server.send(peer, msg.Call(id, call.requests[member]))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import secrets
-from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from rollout.chat import ChatTokenizer
@@ -15,14 +14,15 @@ from rollout.engine import Engine
 from rollout.environment import make_environment
 from rollout.evaluation import evaluate
 from rollout.selfplay import SelfPlay
+from rollout.session import Session
 from shared import messages as msg
 from shared.config import Config
 from shared.episodes import Ticket
 from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, WorkerFailedError
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
-from shared.transport import StreamClient
+from shared.transport import ClientKeys, StreamClient
 
-LIVENESS_INTERVAL_S = 10.0
+LIVENESS_INTERVAL_S = 5.0
 ALIVE_INTERVAL_S = 2.0
 LAST_WORDS_S = 2.0
 
@@ -31,43 +31,70 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WorkerSpec:
-    """What the launcher tells a worker: its name, and where the learner's stream is."""
+    """What the launcher tells a worker: its name, where the learner's stream is and, over tcp, the keys to it."""
 
     name: str
     endpoint: str
+    keys: ClientKeys | None = field(default=None, repr=False)
 
 
-def run_worker(config: Config, spec: WorkerSpec) -> None:
-    """One rollout worker, from start to end; returns when the learner says so."""
-    asyncio.run(_run(config, spec))
+def run_worker(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> None:
+    """One rollout worker, from start to end; returns when the learner says so.
+
+    beat: called every few seconds, once the engine is there only after a round trip through it
+    """
+    asyncio.run(_run(config, spec, beat))
 
 
-async def _run(config: Config, spec: WorkerSpec) -> None:
-    engine = await Engine.start(
-        config.model.path,
-        dtype=config.model.dtype,
-        seed=config.run.seed,
-        rollout=config.rollout,
-        max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
-        sync=config.sync,
-        transport=config.transport,
-    )
-    client = StreamClient(spec.endpoint, max_message_bytes=config.stream.max_message_mib * 2**20)
+async def _run(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> None:
+    engine = await _start_engine(config, beat)
+    client = StreamClient(spec.endpoint, max_message_bytes=config.stream.max_message_mib * 2**20, keys=spec.keys)
     try:
-        await RolloutWorker(config, spec, engine, client).run()
+        await RolloutWorker(config, spec, engine, client, beat).run()
     finally:
         client.close()
         await engine.shutdown()
 
 
+async def _start_engine(config: Config, beat: Callable[[], None]) -> Engine:
+    starting = asyncio.create_task(_keep_beating(beat))  # the start has a limit of its own
+    try:
+        return await Engine.start(
+            config.model.path,
+            dtype=config.model.dtype,
+            seed=config.run.seed,
+            rollout=config.rollout,
+            max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
+            sync=config.sync,
+            transport=config.transport,
+        )
+    finally:
+        starting.cancel()
+
+
+async def _keep_beating(beat: Callable[[], None]) -> None:
+    while True:
+        beat()
+        await asyncio.sleep(ALIVE_INTERVAL_S)
+
+
 class RolloutWorker:
     """Greets the learner, works through tickets, answers calls, until told to leave.
 
-    Who the learner knows is an incarnation of a worker. When the learner, perhaps another one by now, does not know
-    this one, all work is dropped and it says hello as a new one; the engine stays. While the learner is away it waits.
+    Who the learner knows is an incarnation of a worker. On every new connection that is named again, and all goes on
+    from where it was (`Session`). When the learner, perhaps another one by now, does not know it, all work is dropped
+    and it says hello as a new one; the engine stays. While the learner is away it waits.
     """
 
-    def __init__(self, config: Config, spec: WorkerSpec, engine: Engine, client: StreamClient) -> None:
+    def __init__(
+        self,
+        config: Config,
+        spec: WorkerSpec,
+        engine: Engine,
+        client: StreamClient,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._beat = beat
         self._config = config
         self._spec = spec
         self._engine = engine
@@ -75,10 +102,7 @@ class RolloutWorker:
         self._environment = make_environment(config.environment)
         self._chat = ChatTokenizer.from_folder(config.model.path)
         self._selfplay = SelfPlay(config, engine, self._environment, self._chat)
-        self._incarnation = 0
-        # What the learner has welcomed this incarnation into; until then what it sends is meant for an earlier one.
-        self._lineage: int | None = None
-        self._sequence = 0
+        self._session = Session()
         self._version: int | None = None
         # Set while the learner has seen the weights now live pass the probe, in this incarnation.
         self._weights_proven = asyncio.Event()
@@ -94,6 +118,7 @@ class RolloutWorker:
             await self._say_hello()
             self._start(self._watch_engine(), self._watching)
             self._start(self._say_alive(), self._watching)
+            self._start(self._client.watch_handshakes(), self._watching)
             await asyncio.wait({receiving, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
                 self._failed.result()
@@ -109,54 +134,67 @@ class RolloutWorker:
             await asyncio.gather(*running, return_exceptions=True)
 
     async def _say_hello(self) -> None:
-        """As a new incarnation, which has done nothing yet."""
-        self._incarnation = secrets.randbits(63)
-        self._sequence = 0
-        self._version = None
-        self._weights_proven.clear()
         hello = msg.Hello(
             protocol=msg.PROTOCOL_VERSION,
             worker=self._spec.name,
-            incarnation=self._incarnation,
+            incarnation=self._session.incarnation,
             model=model_fingerprint(self._config.model.path),
             tokenizer=tokenizer_fingerprint(self._config.model.path),
             environment=self._environment.fingerprint,
+            resumes=self._session.resumes,
         )
         await self._client.send(msg.encode(hello))
 
     async def _begin_anew(self) -> None:
-        self._lineage = None
+        """As a new incarnation, which has done nothing yet."""
+        self._session = Session()
         for task in self._tasks:
             task.cancel()
         # Begun steps end by themselves, within the engine's limits: cut short, they would leave it unusable.
         await asyncio.gather(*self._tasks, *self._steps, return_exceptions=True)
+        self._version = None
+        self._weights_proven.clear()
         await self._say_hello()
 
     async def _receive(self) -> None:
         while True:
             match await self._client.receive():
                 case msg.Welcome(lineage, incarnation):
-                    if incarnation == self._incarnation:
-                        self._lineage = lineage
+                    if incarnation == self._session.incarnation:
                         log.info("welcomed into lineage %d", lineage)
+                        for frames in self._session.welcomed(lineage):
+                            await self._client.send(frames)
                 case msg.Greet():
-                    log.warning("the learner does not know this worker: beginning anew")
-                    await self._begin_anew()
+                    if self._session.resumes:
+                        log.warning("the learner does not know this connection: saying hello again")
+                        self._session.lineage = None
+                        await self._say_hello()
+                    else:  # its hello may have been lost, or have been heard: then that incarnation is not used
+                        await self._begin_anew()
+                case msg.Forgotten(incarnation):
+                    if incarnation == self._session.incarnation:
+                        log.warning("the learner does not know this worker: beginning anew")
+                        await self._begin_anew()
                 case msg.Refused(reason):
-                    if self._lineage is None:
+                    if not self._session.resumes:
                         raise WorkerFailedError(f"the learner refused this worker: {reason}")
                     raise SentAwayError(f"the learner gave this worker up: {reason}")
                 case msg.Bye():
                     return
-                case _ if self._lineage is None:
+                case _ if self._session.lineage is None:
                     pass
                 case msg.Work(tickets):
-                    for ticket in tickets:
+                    for ticket in self._session.begin(tickets):
                         self._start(self._work(ticket), self._tasks)
                 case msg.Call(id, request):
-                    steps = isinstance(request, msg.FinishUpdate | msg.Sleep | msg.Wake)
-                    self._start(self._answer(id, request), self._steps if steps else self._tasks)
-                case msg.Ack() | msg.Alive():
+                    if self._session.begin_call(id):
+                        steps = isinstance(request, msg.FinishUpdate | msg.Sleep | msg.Wake)
+                        self._start(self._answer(id, request), self._steps if steps else self._tasks)
+                    elif (result := self._session.answer_of(id)) is not None:
+                        await self._client.send(msg.encode(msg.Reply(id, result)))
+                case msg.Ack(sequence):
+                    self._session.acknowledged(sequence)
+                case msg.Alive():
                     pass
                 case msg.ProbePassed(version):
                     if version == self._version:
@@ -179,6 +217,7 @@ class RolloutWorker:
         while True:
             await asyncio.sleep(LIVENESS_INTERVAL_S)
             await self._engine.check_alive()
+            self._beat()
 
     async def _say_alive(self) -> None:
         """Whoever has a broken engine does not get here: `_watch_engine` ends the worker."""
@@ -189,17 +228,19 @@ class RolloutWorker:
     async def _work(self, ticket: Ticket) -> None:
         closed = await self._selfplay.play(ticket)
         await self._weights_proven.wait()
-        sequence, self._sequence = self._sequence, self._sequence + 1
-        await self._client.send(msg.encode_closed(sequence, closed))
+        frames = self._session.close(closed)
+        if self._session.lineage is not None:  # otherwise when it is welcomed again
+            await self._client.send(frames)
 
     async def _answer(self, id: int, request: msg.Request) -> None:
-        asked = self._incarnation
+        session = self._session
         try:
             result = await self._do(request)
         except Exception as error:
             log.exception("a call failed: %s", type(request).__name__)
             result = msg.CallFailed(_reason(error))
-        if asked == self._incarnation and self._lineage is not None:
+        session.answer(id, result)
+        if session is self._session and session.lineage is not None:  # otherwise it is asked again
             await self._client.send(msg.encode(msg.Reply(id, result)))
         if isinstance(result, msg.CallFailed):
             await self._engine.check_alive()  # where the engine has become unusable, that is this worker's end
@@ -243,4 +284,5 @@ class RolloutWorker:
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, PrimezeroError) else repr(error)
+    reason = str(error) if isinstance(error, PrimezeroError) else repr(error)
+    return reason[: msg.MAX_REASON_CHARACTERS]

@@ -45,6 +45,12 @@ class RunConfig(Section):
     max_restarts: int = Field(
         5, ge=0, description="restarts of one process, within ten minutes, after which the run is given up"
     )
+    hang_timeout_s: float = Field(
+        600,
+        ge=30,
+        description="a process that gives no sign of life for so long is ended and started again; longer than a "
+        "micro-batch, an export or a checkpoint takes",
+    )
     final_evaluations: Count = Field(
         1, description="the last evaluations, the untrained model's not counted, averaged as accuracy_after"
     )
@@ -326,9 +332,26 @@ class SyncConfig(Section):
 class StreamConfig(Section):
     """The ZeroMQ stream between rollout workers and learner."""
 
+    endpoint: str = Field(
+        "auto",
+        description="where the learner listens; auto: a socket file that is this user's alone; or tcp://host:port, "
+        "with keys that are made at launch",
+    )
     max_message_mib: Count = Field(256, description="largest message accepted")
     batch_timeout_s: Seconds = Field(900, description="longest wait for a batch's next closed ticket")
     worker_timeout_s: Seconds = Field(60, description="a worker not heard of for so long is given up")
+
+    @field_validator("endpoint")
+    @classmethod
+    def _one_address(cls, endpoint: str) -> str:
+        if endpoint != "auto" and not _is_tcp_address(endpoint):
+            raise ValueError("must be auto or tcp://host:port: one address of this machine, and a port from 1 to 65535")
+        return endpoint
+
+
+def _is_tcp_address(endpoint: str) -> bool:
+    found = re.fullmatch(r"tcp://([A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]):(\d{1,5})", endpoint)
+    return found is not None and 0 < int(found[2]) < 2**16 and found[1] not in ("0.0.0.0", "[::]")
 
 
 class Config(Section):

@@ -29,6 +29,10 @@ class StreamTimeoutError(PrimezeroError):
     """The other side of the stream did not answer within its time."""
 
 
+class HandshakeError(PrimezeroError):
+    """Whoever listens at the stream's address does not take this end in."""
+
+
 class WorkerFailedError(PrimezeroError):
     """A rollout worker reported an error, or vanished with work open."""
 

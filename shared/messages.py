@@ -28,9 +28,11 @@ from shared.episodes import (
 )
 from shared.errors import MessageError
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 MAX_EPISODES_PER_TICKET = 4096
 MAX_TOKENS_PER_TICKET = 2**27
+MAX_FRAMES = 4
+MAX_REASON_CHARACTERS = 2000
 
 Frame = bytes | memoryview
 
@@ -43,20 +45,38 @@ class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True
 
 
 class Hello(_Message, frozen=True):
-    """Worker → learner, first: who it is, and everything that must match on both sides."""
+    """Worker → learner, first on every connection: who it is, and everything that must match on both sides.
+
+    Fields may be added, each with a default, but neither removed nor renamed: a worker of another protocol version is
+    to be told so.
+
+    incarnation: 63 random bits, which only this worker and its learner know
+    resumes: it was welcomed before, on a connection that broke, and still has what it was given and has not handed in
+    """
 
     protocol: int
-    worker: str
-    incarnation: int
-    model: str
-    tokenizer: str
-    environment: str
+    worker: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}\Z")]
+    incarnation: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    model: Annotated[str, msgspec.Meta(max_length=200)]
+    tokenizer: Annotated[str, msgspec.Meta(max_length=200)]
+    environment: Annotated[str, msgspec.Meta(max_length=200)]
+    resumes: bool = False
 
 
 class Welcome(_Message, frozen=True):
-    """Learner → worker: this incarnation is accepted into this lineage."""
+    """Learner → worker: this incarnation is accepted into this lineage.
+
+    Who resumes is now told again what it may have missed: its open tickets, the calls that it has not answered, the
+    last `ProbePassed`; and sends again what has not been acknowledged.
+    """
 
     lineage: int
+    incarnation: int
+
+
+class Forgotten(_Message, frozen=True):
+    """Learner → worker: this incarnation is not known (any more); drop all its work and say hello as a new one."""
+
     incarnation: int
 
 
@@ -67,7 +87,7 @@ class Refused(_Message, frozen=True):
 
 
 class Greet(_Message, frozen=True):
-    """Learner → worker: I do not know you (any more); drop all work and say hello."""
+    """Learner → worker: nobody has said hello on this connection; do."""
 
 
 class Alive(_Message, frozen=True):
@@ -84,7 +104,7 @@ class Bye(_Message, frozen=True):
 class Failed(_Message, frozen=True):
     """Worker → learner: cannot go on, and why."""
 
-    reason: str
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
 
 
 # --- tickets and what comes of them ---------------------------------------------------------------
@@ -217,7 +237,7 @@ class Evaluated(_Message, frozen=True):
 class CallFailed(_Message, frozen=True):
     """The request failed."""
 
-    reason: str
+    reason: Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
 
 
 Result = Done | UpdateFinished | Evaluated | CallFailed
@@ -230,7 +250,22 @@ class Reply(_Message, frozen=True):
     result: Result
 
 
-Message = Hello | Welcome | Refused | Greet | Alive | Bye | Failed | Work | Closed | Ack | Call | ProbePassed | Reply
+Message = (
+    Hello
+    | Welcome
+    | Forgotten
+    | Refused
+    | Greet
+    | Alive
+    | Bye
+    | Failed
+    | Work
+    | Closed
+    | Ack
+    | Call
+    | ProbePassed
+    | Reply
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(Message)
@@ -280,7 +315,7 @@ def encode_closed(sequence: int, ticket: ClosedTicket) -> list[Frame]:
 def decode(frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
     """The message and its buffers, which are there for `Closed` and for nothing else.
 
-    Raises MessageError.
+    Raises MessageError. What stands before the first colon of its message is the kind of fault, of which there are few.
     """
     if not frames:
         raise MessageError("empty message")
@@ -290,7 +325,7 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
         raise MessageError(f"malformed header: {error}") from error
     buffers = frames[1:]
     if len(buffers) != (3 if isinstance(message, Closed) else 0):
-        raise MessageError(f"{type(message).__name__} with {len(buffers)} buffers")
+        raise MessageError(f"{type(message).__name__} with the wrong number of buffers: {len(buffers)}")
     return message, buffers
 
 
@@ -303,9 +338,9 @@ def decode_closed(closed: Closed, buffers: Sequence[Frame]) -> ClosedTicket:
     if not closed.attempts:
         raise MessageError("a closed ticket without attempts")
     if not 0 <= closed.solve_rate <= 1:
-        raise MessageError(f"a solve rate of {closed.solve_rate}")
+        raise MessageError(f"an impossible solve rate: {closed.solve_rate}")
     if len(headers) > MAX_EPISODES_PER_TICKET:
-        raise MessageError(f"{len(headers)} episodes in one ticket")
+        raise MessageError(f"too many episodes in one ticket: {len(headers)}")
     prompts = list(_split(buffers[0], "<i4", closed.prompt_tokens, "prompt ids"))
     lengths = [h.response_tokens for h in headers]
     responses = _split(buffers[1], "<i4", lengths, "response ids")
@@ -327,14 +362,17 @@ def decode_closed(closed: Closed, buffers: Sequence[Frame]) -> ClosedTicket:
 
 def _split(buffer: Frame, dtype: str, lengths: Sequence[int], what: str) -> Iterator[np.ndarray[Any, Any]]:
     if min(lengths, default=0) < 1 or sum(lengths) > MAX_TOKENS_PER_TICKET:
-        raise MessageError(f"{what}: impossible lengths")
+        raise MessageError(f"buffers of impossible lengths: {what}")
     if memoryview(buffer).nbytes != 4 * sum(lengths):
-        raise MessageError(f"{what}: {memoryview(buffer).nbytes} bytes for {sum(lengths)} values")
+        raise MessageError(
+            "a buffer of another size than announced: "
+            f"{what}, {memoryview(buffer).nbytes} bytes for {sum(lengths)} values"
+        )
     values = np.frombuffer(buffer, dtype=dtype)
     if dtype == "<i4" and values.min() < 0:
-        raise MessageError(f"{what}: a negative token id")
+        raise MessageError(f"a negative token id: {what}")
     if dtype == "<f4" and not np.isfinite(values).all():
-        raise MessageError(f"{what}: not finite")
+        raise MessageError(f"not finite: {what}")
     return (values[start:end] for start, end in pairwise(accumulate(lengths, initial=0)))
 
 

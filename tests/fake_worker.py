@@ -114,6 +114,7 @@ def make_pool(
     *,
     lineage: int = LINEAGE,
     clock=None,
+    keys=None,
     journal: Journal | None = None,
     saved: tuple[dict, dict, int] | None = None,
     version: int = 0,
@@ -141,7 +142,8 @@ def make_pool(
             journal = Journal(Path(folder) / "journal")
     else:
         go_on(collector, journal, buffer, saved, version)
-    return WorkerPool(endpoint, config, IDENTITY, collector, journal, **({} if clock is None else {"clock": clock}))
+    timed = {} if clock is None else {"clock": clock}
+    return WorkerPool(endpoint, config, IDENTITY, collector, journal, keys=keys, **timed)
 
 
 def go_on(

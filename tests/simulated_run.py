@@ -6,6 +6,7 @@ The pool and the collector are the real ones. Workers come, leave, and sample wi
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -15,6 +16,8 @@ from fake_worker import LINEAGE, make_pool
 
 import learner.worker_pool
 from learner.collector import Batch
+from learner.members import Member
+from rollout.session import Session
 from shared import messages as msg
 from shared.episodes import ClosedTicket, Task, Ticket, TicketId, VersionSpan
 
@@ -38,10 +41,15 @@ class Wire:
 
 @dataclass
 class SimulatedWorker:
-    """live: its engine's weights; proven: the newest that it may use; open: tickets, and the weights they began with"""
+    """live: its engine's weights; proven: the newest that it may use; open: tickets, and the weights they began with
+
+    session: the real one; connection: how often it has connected; broken: what either side says is lost
+    """
 
     name: str
-    incarnation: int
+    session: Session = field(default_factory=Session)
+    connection: int = 0
+    broken: bool = False
     live: int = -1
     proven: int | None = None
     open: dict[TicketId, tuple[Ticket, int]] = field(default_factory=dict)
@@ -49,7 +57,7 @@ class SimulatedWorker:
 
     @property
     def peer(self) -> bytes:
-        return str(self.incarnation).encode()
+        return f"{self.session.incarnation} {self.connection}".encode()
 
 
 class SimulatedRun:
@@ -65,7 +73,6 @@ class SimulatedRun:
         self._issued: dict[TicketId, Ticket] = {}
         self._copies = 0
         self._first: dict[TicketId, float] = {}
-        self._incarnations = 0
         self.sync()
 
     def connect(self, **place: object) -> None:
@@ -80,25 +87,46 @@ class SimulatedRun:
 
     def join(self, which: int) -> None:
         """A worker, or the next incarnation of one that is here."""
-        self._incarnations += 1
-        worker = SimulatedWorker(f"rollout-{which % NAMES}", self._incarnations)
+        worker = SimulatedWorker(f"rollout-{which % NAMES}")
         self.workers = [w for w in self.workers if w.name != worker.name] + [worker]
-        hello = msg.Hello(msg.PROTOCOL_VERSION, worker.name, worker.incarnation, "m", "t", "e")
-        self._say(worker, hello)
+        self._say_hello(worker)
 
     def fail(self, which: int) -> None:
         if self.workers:
             worker = self.workers.pop(which % len(self.workers))
             self._say(worker, msg.Failed("it was to be expected"))
+            self.pool._gone(worker.peer)  # which is all that is heard of it where its connection is broken
+            self._give_up()
 
     def vanish(self, which: int) -> None:
         if self.workers:
             self.pool._gone(self.workers.pop(which % len(self.workers)).peer)
-            self._deliver()
+            self._give_up()
+
+    def cut(self, which: int) -> None:
+        """A connection breaks; nobody knows yet."""
+        if self.workers:
+            self.workers[which % len(self.workers)].broken = True
+
+    def give_up(self, _: int = 0) -> None:
+        """The learner finds broken connections, and waits in vain."""
+        for worker in self.workers:
+            if worker.broken:
+                self.pool._gone(worker.peer)
+        self._give_up()
+
+    def reconnect(self, which: int) -> None:
+        """A broken connection is there again, and the worker, which has not noticed, says something."""
+        broken = [worker for worker in self.workers if worker.broken]
+        if broken:
+            worker = broken[which % len(broken)]
+            worker.broken, worker.connection = False, worker.connection + 1
+            self._say(worker, msg.Alive())
 
     def bring_up(self, _: int = 0) -> None:
         """What the trainer does with newcomers."""
-        self._update([member.peer for member in self.pool.newcomers()], failing=None)
+        new = self.pool.newcomers()
+        self._update([w.peer for w in self.workers if self._member(w) in new and not w.broken], failing=None)
 
     def close(self, which: int) -> None:
         """Some worker closes a ticket, unless its weights are not proven yet."""
@@ -107,13 +135,13 @@ class SimulatedRun:
             worker = able[which % len(able)]
             ticket, began = worker.open.pop(list(worker.open)[which % len(worker.open)])
             worker.closed.append(self._sampled(ticket, began, worker.live))
-            self._send_closed(worker, worker.closed[-1])
+            self._send(worker, worker.session.close(worker.closed[-1]))
 
     def close_again(self, which: int) -> None:
-        able = [worker for worker in self.workers if worker.closed]
+        able = [worker for worker in self.workers if worker.closed and worker.session.lineage is not None]
         if able:
             worker = able[which % len(able)]
-            self._send_closed(worker, worker.closed[which % len(worker.closed)])
+            self._send(worker, msg.encode_closed(0, worker.closed[which % len(worker.closed)]))
 
     def train(self, which: int) -> None:
         """Train the batch, if it is complete; then sync, if it is time, perhaps losing a worker."""
@@ -126,7 +154,7 @@ class SimulatedRun:
     # --- what they are made of ---
 
     def sync(self, failing: int | None = None) -> None:
-        self._update([worker.peer for worker in self.workers], failing)
+        self._update([worker.peer for worker in self.workers if not worker.broken], failing)
         before = dict(self._issued)
         self.pool.open_through(self.version, LAST_BATCH)
         opened = [slot.ticket for batch in self.pool._collector._open.values() for slot in batch]
@@ -141,6 +169,7 @@ class SimulatedRun:
             assert step < 2000, "the run does not get on"
             if not self.workers:
                 self.join(0)
+            self.reconnect(step)
             self.bring_up()
             self.close(step)
             self.train(0)
@@ -152,42 +181,71 @@ class SimulatedRun:
             worker.live = self.version
         if failing is not None:
             self.fail(failing)  # between finishing the update and the probe
-        self.pool.prove([m for m in self.pool.members() if m.peer in {w.peer for w in updated}], self.version)
+        self.pool.prove([self._member(worker) for worker in updated], self.version)
         self._deliver()
+
+    @staticmethod
+    def _member(worker: SimulatedWorker) -> Member:
+        return Member(worker.name, worker.session.incarnation)
+
+    def _give_up(self) -> None:
+        """After the grace of a broken connection."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(learner.worker_pool, "RECONNECT_S", 0.0)
+            self.pool._sweep()
+        self._deliver()
+
+    def _say_hello(self, worker: SimulatedWorker) -> None:
+        incarnation, resumes = worker.session.incarnation, worker.session.resumes
+        self._say(worker, msg.Hello(msg.PROTOCOL_VERSION, worker.name, incarnation, "m", "t", "e", resumes))
 
     def _say(self, worker: SimulatedWorker, message: msg.Message) -> None:
-        self.pool._handle(worker.peer, message, ())
-        self._deliver()
+        self._send(worker, msg.encode(message))
 
-    def _send_closed(self, worker: SimulatedWorker, closed: ClosedTicket) -> None:
-        header, *buffers = msg.encode_closed(0, closed)
-        message, _ = msg.decode([header, *buffers])
-        self._first.setdefault(closed.id, mark(closed))
-        self.pool._handle(worker.peer, message, buffers)
-        self._deliver()
+    def _send(self, worker: SimulatedWorker, frames: Sequence[msg.Frame]) -> None:
+        if not worker.broken and (worker.session.lineage is not None or len(frames) == 1):
+            message, buffers = msg.decode(frames)
+            if isinstance(message, msg.Closed):
+                closed = msg.decode_closed(message, buffers)
+                if not self.pool._collector.is_closed(closed.id):
+                    self._first[closed.id] = mark(closed)
+            self.pool._handle(worker.peer, message, buffers)
+            self._deliver()
 
     def _deliver(self) -> None:
         sent, self.wire.sent = self.wire.sent, []
-        by_peer = {worker.peer: worker for worker in self.workers}
         for peer, message in sent:
-            worker = by_peer.get(peer)
+            worker = next((worker for worker in self.workers if worker.peer == peer and not worker.broken), None)
             if worker is None:
                 continue
             match message:
+                case msg.Greet():
+                    worker.session.lineage = None
+                    self._say_hello(worker)
+                case msg.Forgotten():
+                    worker.session, worker.proven = Session(), None
+                    worker.open.clear()
+                    worker.closed.clear()
+                    self._say_hello(worker)
+                case msg.Welcome(lineage, incarnation):
+                    assert incarnation == worker.session.incarnation
+                    for frames in worker.session.welcomed(lineage):
+                        self._send(worker, frames)
+                case msg.Ack(sequence):
+                    worker.session.acknowledged(sequence)
                 case msg.ProbePassed(version):
                     worker.proven = version
                 case msg.Work(tickets):
-                    for ticket in tickets:
+                    for ticket in worker.session.begin(tickets):
                         self._start(worker, ticket)
-                case msg.Welcome() | msg.Ack():
-                    pass
                 case _:
                     raise AssertionError(f"an honest worker was told {message}")
 
     def _start(self, worker: SimulatedWorker, ticket: Ticket) -> None:
         assert worker.proven is not None, "a ticket for a worker that has not been shown to have any weights"
         assert worker.proven >= ticket.min_version
-        assert not any(ticket.id in other.open for other in self.workers), "a ticket on two workers at once"
+        known = [other for other in self.workers if self._member(other) in self.pool.members()]
+        assert not any(ticket.id in other.open for other in known), "a ticket on two workers at once"
         worker.open[ticket.id] = (ticket, worker.live)
 
     def _sampled(self, ticket: Ticket, began: int, ended: int) -> ClosedTicket:
@@ -211,7 +269,7 @@ class SimulatedRun:
             assert [t.id.index for t in batch.tickets] == list(range(2 * len(Task)))
             assert [mark(t) for t in batch.tickets] == [self._first[t.id] for t in batch.tickets]
         assert max(self.staleness(), default=0) <= self.max_staleness
-        assert not self.wire.rejected
+        assert self.wire.rejected.keys() <= {"Alive of a worker that is not known"}  # on a new connection
 
     def staleness(self) -> list[int]:
         """Of every token that was trained on, span by span."""

@@ -12,6 +12,7 @@ import pytest
 
 from launch.bench.started_run import StartedRun
 from launch.segments import existing, used_by
+from learner.audit import audit
 
 SMALL = {
     "run.steps": 5,
@@ -25,10 +26,11 @@ SMALL = {
 class Run(StartedRun):
     """A small `primezero train` of its own, whose output is read line by line."""
 
-    def __init__(self, folder: Path, model: Path, **overrides: object) -> None:
+    def __init__(self, folder: Path, model: Path, name: str = "test-run", **overrides: object) -> None:
+        self.model = model
         # Short, for the sockets in it.
         self.temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
-        super().__init__(folder / "test-run", SMALL | {"model.path": model} | overrides, temporary=self.temporary)
+        super().__init__(folder / name, SMALL | {"model.path": model} | overrides, temporary=self.temporary)
 
     def wait_for(self, pattern: str) -> str:
         """Read the output up to the line that matches."""
@@ -50,7 +52,8 @@ class Run(StartedRun):
 
 
 def check_records(run: Run) -> None:
-    """Every step exactly once, whatever was killed; the engine had the learner's weights after every sync."""
+    """Every step and every ticket once, whatever was killed; after every sync the engine had the learner's weights."""
+    assert audit(run.folder).sound
     steps = run.records("metrics.jsonl")
     summary = json.loads((run.folder / "summary.json").read_text())
     assert [s["step"] for s in steps] == list(range(1, summary["steps"] + 1))

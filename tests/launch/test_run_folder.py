@@ -2,11 +2,14 @@ import errno
 import os
 import re
 import shutil
+import signal
 import stat
+import subprocess
 from dataclasses import asdict
 
 import pytest
 
+from launch.leftovers import Leftovers
 from launch.run_folder import open_run_folder
 from learner.checkpoint import CheckpointStore, TrainerState
 from learner.journal import Began, Journal
@@ -222,3 +225,46 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot use the run folder"):
         enter(config_for(tmp_path / "file"))
+
+
+def test_resume_demands_a_run_to_go_on_with(tmp_path):
+    def resume(**overrides):
+        with open_run_folder(config_for(tmp_path, **overrides), resume=True) as run:
+            return run
+
+    with pytest.raises(ConfigError, match=r"no run in .*mine to resume: check --run\.folder"):
+        resume()
+    assert list(tmp_path.iterdir()) == []
+    with open_run_folder(config_for(tmp_path)) as run:
+        newest = checkpoint(run.path, 20)
+    with pytest.raises(ConfigError, match=r"--run\.overwrite"):
+        resume(**{"run.overwrite": "true"})
+    assert newest.exists()
+    assert resume().resume_from == newest
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+def test_what_an_earlier_start_left_on_the_machine_is_removed_by_the_next(tmp_path, overwrite):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    folder = tmp_path / "primezero-left"
+    folder.mkdir(mode=0o700)
+    sleeper = subprocess.Popen(["sleep", "100"], env=os.environ | {"PRIMEZERO_PROCESS": f"{folder}/rollout-0"})
+    try:
+        Leftovers.of(folder).write(run.path / "leftovers.json")
+        with open_run_folder(config_for(tmp_path, **{"run.overwrite": overwrite})):
+            assert sleeper.wait(10) == -signal.SIGKILL
+            assert not folder.exists()
+            assert not (run.path / "leftovers.json").exists()
+    finally:
+        sleeper.kill()
+
+
+def test_a_run_that_still_lives_loses_nothing_to_a_second_start(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        folder = tmp_path / "primezero-used"
+        folder.mkdir(mode=0o700)
+        Leftovers.of(folder).write(run.path / "leftovers.json")
+        with pytest.raises(ConfigError, match="still going"):
+            enter(config_for(tmp_path))
+        assert folder.exists()

@@ -153,11 +153,11 @@ def test_what_does_not_fit_the_ticket_is_refused(seeds):
         (proposing(shown), "one of its references"),
         (proposing(shown, content="other"), "one of its references"),
         (replace(good, problem=new_problem(proposal_ticket)), "another problem"),
-        (replace(good, attempts=good.attempts[:1]), "1 attempts"),
-        (replace(good, attempts=good.attempts * 2), "4 attempts"),
+        (replace(good, attempts=good.attempts[:1]), "attempts: 1"),
+        (replace(good, attempts=good.attempts * 2), "attempts: 4"),
         (replace(good, solve_rate=1.0), r"1\.0 where the attempts come to 0\.5"),
         (replace(good, solve_rate=0.5 + 1e-5), "where the attempts come to"),
-        (replace(good, solve_rate=float("nan")), "solve rate of nan"),
+        (replace(good, solve_rate=float("nan")), "solve rate: nan"),
         (attempts(role=Role.PROPOSER), "roles mixed up"),
         (attempts(task=Task.INDUCTION), "another task"),
         (proposing(new_problem(proposal_ticket), task=Task.INDUCTION), "another task"),
@@ -194,9 +194,9 @@ def test_with_separate_samples_the_solve_rate_of_a_valid_proposal_is_the_workers
     valid = make_closed(first, attempts=1, proposed=new_problem(first))
     fallback = make_closed(second, attempts=1)
     for bad, reason in (
-        (replace(valid, solve_rate=1.1), "solve rate of 1.1"),
-        (replace(valid, solve_rate=float("nan")), "solve rate of nan"),
-        (make_closed(first, attempts=8, proposed=new_problem(first)), "8 attempts"),
+        (replace(valid, solve_rate=1.1), "solve rate: 1.1"),
+        (replace(valid, solve_rate=float("nan")), "solve rate: nan"),
+        (make_closed(first, attempts=8, proposed=new_problem(first)), "attempts: 8"),
         (replace(fallback, solve_rate=0.25), "attempts come to 1.0"),  # nothing but its one sample was made
     ):
         with pytest.raises(MessageError, match=reason):

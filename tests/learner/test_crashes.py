@@ -14,6 +14,7 @@ from learner.audit import Audit, audit
 from learner.journal import Journal, Released
 from learner.recovery import ROLLED_BACK
 from shared.episodes import Task
+from shared.errors import JournalError
 
 SEEDS = {task: [make_problem(f"key {i}", task) for i in range(5)] for task in Task}
 EVENTS = ["join", "fail", "vanish", "bring_up", "close", "close", "close", "close", "close_again", "train", "save"]
@@ -121,8 +122,6 @@ def test_a_torn_tail_is_cut_and_what_it_held_is_played_again(tmp_path):
 
 
 def test_one_process_writes_at_a_time(tmp_path):
-    from shared.errors import JournalError
-
     journal = Journal(tmp_path / "journal")
     with pytest.raises(JournalError, match="cannot be opened"):
         Journal(tmp_path / "journal")

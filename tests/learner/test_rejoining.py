@@ -96,7 +96,11 @@ def test_what_a_lost_worker_had_open_is_issued_again_and_the_batch_completes(poo
     elif end == "gone":
         lost.leave()
         clock.pass_by(20, pool)
-        until(lambda: pool._sweep() or len(pool.members()) == 1)  # it is late, and cannot be reached
+        until(lambda: pool._sweep() or any(w.gone is not None for w in pool._workers.values()))
+        pool._sweep()
+        assert len(pool.members()) == 2  # it is late, and cannot be reached, but may come back
+        clock.pass_by(5, pool)
+        pool._sweep()
     elif end == "silent":
         for _ in range(4):
             clock.pass_by(20, pool)
@@ -168,6 +172,54 @@ def test_a_given_up_worker_comes_back_through_a_greeting(pool, workers, clock):
     worker.get(msg.Greet)
     worker.hello().welcomed()
     assert [member.incarnation for member in pool.newcomers()] == [worker.incarnation]
+
+
+def test_who_resumes_keeps_its_tickets_and_is_told_again_what_it_may_have_missed(pool, workers, endpoint):
+    worker = workers()
+    prove(pool, worker, version=0)
+    pool.open_through(0, 9)
+    mine = work_of(worker, 6)
+    close_all(worker, mine[:2])
+    worker.get(msg.Ack)
+    worker.get(msg.Ack)
+    call = pool.start_call(dict.fromkeys(pool.members(), msg.StartUpdate()))
+    worker.get(msg.Call)
+    again = FakeWorker(endpoint, "rollout-0").hello(incarnation=worker.incarnation, resumes=True)
+    assert again.get(msg.Welcome) == msg.Welcome(LINEAGE, worker.incarnation)
+    assert again.get(msg.ProbePassed) == msg.ProbePassed(0)
+    assert list(again.get(msg.Work).tickets) == mine[2:]
+    assert again.answer(msg.Done()) == msg.StartUpdate()
+    assert len(pool.finish_call(call, 5)) == 1
+    worker.send(msg.Failed("on the connection that it has left"))
+    worker.get(msg.Greet)
+    close_all(again, mine[1:])
+    assert len(pool.wait_for_batch(0).tickets) == 6
+    assert pool.turnover().workers_lost == 0
+    again.leave()
+
+
+def test_nobody_takes_a_workers_place_without_its_incarnation(pool, workers, endpoint):
+    worker = workers()
+    prove(pool, worker)
+    pool.open_through(0, 9)
+    mine = work_of(worker, 6)
+    thief = FakeWorker(endpoint, "rollout-0").hello(incarnation=worker.incarnation + 1, resumes=True)
+    assert thief.get(msg.Forgotten) == msg.Forgotten(worker.incarnation + 1)
+    thief = FakeWorker(endpoint, "rollout-1").hello(incarnation=worker.incarnation, resumes=True)
+    thief.get(msg.Forgotten)
+    close_all(worker, mine)
+    assert len(pool.wait_for_batch(0).tickets) == 6
+    assert str(worker.incarnation) not in repr(pool.members())
+    thief.leave()
+
+
+def test_a_name_that_would_spoil_the_log_is_refused(pool, endpoint):
+    worker = FakeWorker(endpoint, "rollout-0")
+    for name in ("", "a" * 101, "rollout-0\n", "a b", "../x"):
+        worker.hello(worker=name)
+        assert "malformed header" in worker.get(msg.Refused).reason
+    assert pool.members() == []
+    worker.leave()
 
 
 def test_a_learner_that_stood_still_itself_gives_nobody_up(pool, workers, clock):

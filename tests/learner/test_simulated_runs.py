@@ -11,7 +11,7 @@ from simulated_run import SimulatedRun
 from shared.episodes import Task
 
 SEEDS = {task: [make_problem(f"key {i}", task) for i in range(5)] for task in Task}
-EVENTS = ["join", "fail", "vanish", "bring_up", "close", "close", "close", "close", "close_again", "train"]
+EVENTS = ["join", "fail", "vanish", "cut", "reconnect", "give_up", "bring_up", *["close"] * 4, "close_again", "train"]
 STALENESS = [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
 
 
@@ -32,8 +32,9 @@ def test_no_trained_token_is_older_than_the_bound(max_staleness):
     for every in range(1, max_staleness + 2):
         rng = random.Random(every)
         run = SimulatedRun(SEEDS, max_staleness=max_staleness, every=every)
-        for _ in range(1500):
-            event = rng.choices(["join", "fail", "bring_up", "close", "train"], [1, 1, 3, 30, 5])[0]
+        for _ in range(2500):
+            events = ["join", "fail", "cut", "reconnect", "give_up", "bring_up", "close", "train"]
+            event = rng.choices(events, [1, 1, 2, 4, 1, 4, 40, 6])[0]
             getattr(run, event)(rng.randrange(10))
         run.check()
         assert len(run.batches) > 20

@@ -69,7 +69,7 @@ def test_credit_bounds_open_tickets_and_work_is_shared(pools):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"protocol": 99}, "protocol version 99"),
+        ({"protocol": 3}, "another protocol version: 3"),
         ({"model": "x"}, "another model"),
         ({"tokenizer": "x"}, "another tokenizer"),
         ({"environment": "x"}, "another environment"),
@@ -117,7 +117,7 @@ def test_a_ticket_sampled_by_weights_that_are_not_proven_is_refused(pools):
     pool.open_through(0, 9)
     ticket = next(t for t in worker.get(msg.Work).tickets if t.id.batch == 1)
     worker.close_ticket(ticket, version=1)
-    assert "version 1, which its worker has not been shown" in worker.get(msg.Refused).reason
+    assert "not been shown to have: version 1" in worker.get(msg.Refused).reason
     pool.prove(pool.members(), 1)
     worker.get(msg.ProbePassed)
     worker.close_ticket(ticket, version=1)
@@ -240,3 +240,20 @@ def test_parity_within_tolerance_passes_and_beyond_it_stops():
     for theirs in ([-1.0, -2.001], [-1.0, float("nan")], [-1.0]):
         with pytest.raises(WeightSyncError, match="weight sync"):
             check_parity(ours, theirs, worker="w", version=3, tolerance=1e-4)
+
+
+def test_who_waits_shows_life_and_who_does_not_shows_none(pools, monkeypatch):
+    monkeypatch.setattr("learner.worker_pool.BEAT_S", 0.02)
+    pool, endpoint = pools(**{"stream.batch_timeout_s": 0.5})
+    beats: list[float] = []
+    pool._beat = lambda: beats.append(time.monotonic())
+    worker = joined(pool, endpoint)
+    pool.open_through(0, 9)
+    before = len(beats)
+    with pytest.raises(StreamTimeoutError):
+        pool.wait_for_batch(0)
+    after = len(beats)
+    assert after - before > 5
+    time.sleep(0.2)
+    assert len(beats) == after
+    worker.leave()

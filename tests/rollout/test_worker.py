@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from factories import make_closed, make_problem
 
-from rollout.worker import RolloutWorker, WorkerSpec
+from rollout.worker import RolloutWorker, WorkerSpec, _start_engine
 from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import Task, Ticket, TicketId
@@ -32,6 +32,9 @@ class ScriptedLearner:
 
     async def receive(self, timeout_s=None):
         return await asyncio.wait_for(self.inbox.get(), timeout_s)
+
+    async def watch_handshakes(self) -> None:
+        await asyncio.Event().wait()
 
     async def next(self):
         return await asyncio.wait_for(self.sent.get(), 5)
@@ -122,6 +125,21 @@ async def bring_up(worker, version: int = 0) -> ScriptedLearner:
     assert await learner.next() == msg.Reply(100 + version, SCORED)
     await learner.inbox.put(msg.ProbePassed(version))
     return learner
+
+
+async def connect_again(worker) -> None:
+    """The learner finds it on a new connection, and has it say hello."""
+    await worker.learner.inbox.put(msg.Greet())
+    hello = await worker.learner.next()
+    assert (hello.resumes, hello.incarnation) == (True, worker.hello.incarnation)
+
+
+async def forget(worker) -> None:
+    """The same, by a learner that does not know it; what it says hello as then."""
+    await connect_again(worker)
+    await worker.learner.inbox.put(msg.Forgotten(worker.hello.incarnation))
+    before, worker.hello = worker.hello, await worker.learner.next()
+    assert (worker.hello.resumes, worker.hello.incarnation == before.incarnation) == (False, False)
 
 
 def work(*indices: int) -> msg.Work:
@@ -216,9 +234,9 @@ async def test_a_worker_that_is_refused_says_why(worker):
 
 async def test_the_engine_sleeps_and_wakes_when_told(worker):
     learner = await bring_up(worker)
-    for request in (msg.Sleep(), msg.Wake()):
-        await learner.inbox.put(msg.Call(1, request))
-        assert await learner.next() == msg.Reply(1, msg.Done())
+    for id, request in enumerate((msg.Sleep(), msg.Wake())):
+        await learner.inbox.put(msg.Call(id, request))
+        assert await learner.next() == msg.Reply(id, msg.Done())
     assert worker._engine.done[-2:] == ["asleep", "awake"]
 
 
@@ -235,36 +253,33 @@ async def test_it_says_that_it_is_alive_until_its_engine_is_not(worker, monkeypa
     assert sent[-1] == msg.Failed("it is unusable")
 
 
-async def test_asked_to_greet_it_drops_everything_and_begins_anew(worker):
+async def test_not_known_any_more_it_drops_everything_and_begins_anew(worker):
     learner = await bring_up(worker, version=5)
     await learner.inbox.put(work(9, 0))
     assert (await learner.next()).sequence == 0
-    await learner.inbox.put(msg.Greet())
-    hello = await learner.next()
-    assert (hello.worker, hello.incarnation == worker.hello.incarnation) == ("rollout-0", False)
+    await forget(worker)
     assert worker._selfplay.cancelled == 1
-    worker.hello = hello
     await bring_up(worker, version=2)  # of another lineage: older weights are in order
     await learner.inbox.put(work(1))
     assert (await learner.next()).sequence == 0
 
 
-async def test_tickets_held_back_for_want_of_proof_do_not_survive_a_greeting(worker):
+async def test_tickets_held_back_for_want_of_proof_do_not_survive_being_forgotten(worker):
     learner = await bring_up(worker)
     await learner.inbox.put(msg.Call(7, msg.FinishUpdate(1, PROBE)))
     assert await learner.next() == msg.Reply(7, SCORED)
     await learner.inbox.put(work(0))
-    await learner.inbox.put(msg.Greet())
-    worker.hello = await learner.next()
+    await forget(worker)
     await bring_up(worker, version=1)
     assert await learner.quiet()
 
 
-async def test_an_update_that_is_being_finished_is_not_cut_short_by_a_greeting(worker):
+async def test_an_update_that_is_being_finished_is_not_cut_short_by_being_forgotten(worker):
     learner = await bring_up(worker)
     worker._engine.may_finish.clear()
     await learner.inbox.put(msg.Call(7, msg.FinishUpdate(1, PROBE)))
-    await learner.inbox.put(msg.Greet())
+    await connect_again(worker)
+    await learner.inbox.put(msg.Forgotten(worker.hello.incarnation))
     assert await learner.quiet()
     worker._engine.may_finish.set()
     assert isinstance(await learner.next(), msg.Hello)  # and no reply to a call that nobody waits for
@@ -273,7 +288,7 @@ async def test_an_update_that_is_being_finished_is_not_cut_short_by_a_greeting(w
 
 
 async def test_what_is_meant_for_an_earlier_incarnation_is_ignored(worker):
-    learner = await bring_up(worker)
+    learner = worker.learner
     await learner.inbox.put(msg.Greet())
     await learner.inbox.put(msg.Greet())
     second, third = await learner.next(), await learner.next()
@@ -285,3 +300,81 @@ async def test_what_is_meant_for_an_earlier_incarnation_is_ignored(worker):
     await learner.inbox.put(msg.Call(8, msg.Sleep()))
     assert await learner.next() == msg.Reply(8, msg.Done())
     assert worker._engine.done.count("asleep") == 1
+
+
+async def test_signs_of_life_come_from_round_trips_through_the_engine_alone(worker, monkeypatch):
+    monkeypatch.setattr("rollout.worker.LIVENESS_INTERVAL_S", 0.01)
+    beats, answers = [], asyncio.Semaphore(2)
+    worker._beat = lambda: beats.append(1)
+    monkeypatch.setattr(worker._engine, "check_alive", answers.acquire, raising=False)
+    watching = asyncio.create_task(worker._watch_engine())
+    await asyncio.sleep(0.3)
+    assert len(beats) == 2  # the third time the engine does not answer
+    answers.release()
+    await asyncio.sleep(0.1)
+    assert len(beats) == 3
+    watching.cancel()
+
+
+async def test_while_the_engine_starts_the_worker_shows_life(monkeypatch):
+    async def start(*_, **__):
+        await asyncio.sleep(0.1)
+        return "engine"
+
+    monkeypatch.setattr("rollout.worker.ALIVE_INTERVAL_S", 0.01)
+    monkeypatch.setattr("rollout.worker.Engine.start", start)
+    beats = []
+    assert await _start_engine(load_config(None), lambda: beats.append(1)) == "engine"
+    assert (before := len(beats)) > 2
+    await asyncio.sleep(0.1)
+    assert len(beats) == before
+
+
+async def test_on_a_new_connection_its_work_goes_on_and_what_is_not_acknowledged_is_sent_again(worker):
+    learner = await bring_up(worker)
+    await learner.inbox.put(work(0, 1, 9))
+    assert [(await learner.next()).sequence for _ in range(2)] == [0, 1]
+    await learner.inbox.put(msg.Ack(0))
+    await connect_again(worker)
+    await learner.inbox.put(work(2))  # before it is welcomed: meant for nobody
+    await welcome(worker)
+    again = await learner.next()
+    assert (again.sequence, again.id.index) == (1, 1)
+    await learner.inbox.put(work(1, 9, 3))  # two of them it has
+    assert (await learner.next()).id.index == 3
+    await learner.inbox.put(msg.Ack(1))
+    await learner.inbox.put(msg.Ack(2))
+    await connect_again(worker)
+    await welcome(worker)
+    assert await learner.quiet()
+    assert worker._selfplay.cancelled == 0
+
+
+async def test_a_ticket_closed_while_nobody_listens_is_sent_when_it_is_welcomed_again(worker):
+    learner = await bring_up(worker)
+    await learner.inbox.put(msg.Call(7, msg.FinishUpdate(1, PROBE)))
+    assert await learner.next() == msg.Reply(7, SCORED)
+    await learner.inbox.put(work(0))
+    await connect_again(worker)
+    worker._weights_proven.set()
+    assert await learner.quiet()
+    await welcome(worker)
+    assert (await learner.next()).id.index == 0
+
+
+async def test_a_call_that_is_asked_again_is_done_once_and_answered_again(worker):
+    learner = await bring_up(worker)
+    worker._engine.may_finish.clear()
+    call = msg.Call(7, msg.FinishUpdate(1, PROBE))
+    await learner.inbox.put(call)
+    await connect_again(worker)
+    await welcome(worker)
+    await learner.inbox.put(call)  # it is at it
+    assert await learner.quiet()
+    worker._engine.may_finish.set()
+    assert await learner.next() == msg.Reply(7, SCORED)
+    await connect_again(worker)
+    await welcome(worker)
+    await learner.inbox.put(call)
+    assert await learner.next() == msg.Reply(7, SCORED)
+    assert worker._engine.done.count("finished 1") == 1

@@ -107,3 +107,25 @@ def test_shared_imports_without_torch_or_engines():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "tcp://*:5555",
+        "tcp://0.0.0.0:5555",
+        "tcp://[::]:5555",
+        "tcp://127.0.0.1:0",
+        "tcp://127.0.0.1:*",
+        "tcp://host",
+        "tcp://127.0.0.1:70000",
+        "ipc:///tmp/x",
+        "127.0.0.1:5555",
+        "tcp://eth0;127.0.0.1:5555",
+    ],
+)
+def test_the_stream_listens_at_one_address_that_a_worker_can_reach(endpoint):
+    with pytest.raises(ConfigError, match=r"stream.endpoint: must be auto or tcp://host:port"):
+        load_config(None, ["--stream.endpoint", endpoint])
+    for good in ("auto", "tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://node-3.cluster:65535"):
+        assert load_config(None, ["--stream.endpoint", good]).stream.endpoint == good

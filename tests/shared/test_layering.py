@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "launch": set(PACKAGES),
 }
 ADAPTERS = {
-    "zmq": {"shared/transport.py"},
+    "zmq": {f"shared/transport/{part}.py" for part in ("client", "security", "server", "sockets")},
     "deepspeed": {"learner/policy.py"},
     "ray": {"launch/ray_cluster.py"},
     "vllm": {

@@ -188,5 +188,5 @@ def test_headers_that_break_decoders_are_message_errors(header):
 
 
 def test_buffers_on_other_messages_are_refused():
-    with pytest.raises(MessageError, match="Bye with 1 buffers"):
+    with pytest.raises(MessageError, match="Bye with the wrong number of buffers: 1"):
         msg.decode([*msg.encode(msg.Bye()), b"more"])

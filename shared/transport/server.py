@@ -1,0 +1,187 @@
+"""The learner's end of the stream."""
+
+from __future__ import annotations
+
+import logging
+import os
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import zmq
+
+from shared.errors import MessageError
+from shared.messages import MAX_FRAMES, Frame, Message, Refused, decode, encode
+from shared.transport.rejections import Rejections, printable
+from shared.transport.security import Guard, ServerKeys, cannot_listen, check_private, needs_keys
+from shared.transport.sockets import set_up
+
+TICK_S = 1.0
+# Of one connection: an honest worker reads and is read without end, and has at most its tickets under way.
+UNSENT_MESSAGES = 1000
+UNREAD_MESSAGES = 1000
+# Between two rounds of sending: nobody who floods the socket keeps the others from being answered.
+MESSAGES_AT_ONCE = 100
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[bytes, Message, Sequence[Frame]], None]
+
+
+class StreamServer:
+    """The learner's end. Messages arrive at `handler(peer, message, buffers)` on the I/O thread.
+
+    A message that does not decode, or that the handler refuses with MessageError, is counted in
+    `rejected` by its reason (the error's words before the first colon), logged, and answered with `Refused`; so are,
+    without an answer, connections that fail to show the right key. Any other error of the handler goes to `on_failure`
+    and ends the thread. On the same thread `on_gone(peer)` is told that a message could not be sent, for want of a
+    connection or because the peer does not read, and `on_tick()` is called every second.
+
+    A peer is a connection: a worker that connects again has another name here, so nothing that was
+    under way on the old connection can be taken for the new one's. Nobody can take over a name that
+    is in use (ROUTER_HANDOVER stays off).
+
+    What a peer can make this process keep is bounded: messages waiting either way, their size, the frames that are
+    read of one. Not bounded is what libzmq keeps of a message whose last frame never comes: only who has the key, or
+    is this user, can send that.
+
+    keys: for tcp, and only there
+    Raises ConfigError when the address cannot be bound, or an ipc socket's folder is not private.
+    """
+
+    def __init__(
+        self,
+        endpoint: str,
+        handler: Handler,
+        *,
+        max_message_bytes: int,
+        on_failure: Callable[[Exception], None],
+        on_gone: Callable[[bytes], None] = lambda peer: None,
+        on_tick: Callable[[], None] = lambda: None,
+        keys: ServerKeys | None = None,
+    ) -> None:
+        needs_keys(endpoint, keys)
+        file = check_private(endpoint)
+        self._rejections = Rejections()
+        self._handler = handler
+        self._on_failure = on_failure
+        self._on_gone = on_gone
+        self._on_tick = on_tick
+        self._outbox: queue.SimpleQueue[tuple[bytes, list[Frame]]] = queue.SimpleQueue()
+        self._closing = False
+        self._ended = False
+        self._wake_lock = threading.Lock()
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.ROUTER)
+        set_up(self._socket)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._socket.setsockopt(zmq.SNDHWM, UNSENT_MESSAGES)
+        self._socket.setsockopt(zmq.RCVHWM, UNREAD_MESSAGES)
+        self._guard = Guard(self._socket, keys, self.count)
+        try:
+            self._socket.bind(endpoint)
+        except zmq.ZMQError as error:
+            self._close_sockets()
+            raise cannot_listen(endpoint, str(error)) from error
+        if file is not None:
+            file.chmod(0o600)
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._thread = threading.Thread(target=self._run, name="stream-server", daemon=True)
+        self._thread.start()
+
+    @property
+    def rejected(self) -> Counter[str]:
+        """What was refused or dropped, by reason."""
+        return self._rejections.counts
+
+    def send(self, peer: bytes, message: Message) -> None:
+        """Queue a message for a peer; from any thread. That it cannot be sent is no error, but told to `on_gone`.
+
+        Once the server has failed or is closed, messages go nowhere.
+        """
+        self._outbox.put((peer, encode(message)))
+        self._wake_up()
+
+    def count(self, reason: str, detail: str = "") -> None:
+        """One more in `rejected`, logged with its detail; on the I/O thread."""
+        self._rejections.count(reason, detail)
+
+    def close(self) -> None:
+        """Send what is queued, then stop."""
+        if not self._closing:
+            self._closing = True
+            self._wake_up()
+            self._thread.join(timeout=5)
+
+    def _wake_up(self) -> None:
+        with self._wake_lock:
+            if not self._ended:
+                os.eventfd_write(self._wake, 1)
+
+    def _run(self) -> None:
+        poller = zmq.Poller()
+        for source in (self._socket, self._wake, *self._guard.sockets):
+            poller.register(source, zmq.POLLIN)
+        ticked = time.monotonic()
+        try:
+            while True:
+                ready = dict(poller.poll(round(1000 * TICK_S)))
+                if self._wake in ready:
+                    os.eventfd_read(self._wake)
+                    self._flush()
+                    if self._closing:
+                        break
+                self._guard.attend()
+                if self._socket in ready:
+                    self._receive()
+                if time.monotonic() - ticked >= TICK_S:
+                    self._on_tick()
+                    ticked = time.monotonic()
+        except Exception as error:
+            log.exception("the stream server failed")
+            self._on_failure(error)
+        finally:
+            self._close_sockets()
+            with self._wake_lock:
+                self._ended = True
+                os.close(self._wake)
+
+    def _close_sockets(self) -> None:
+        self._socket.close()
+        self._guard.close()
+        self._context.term()
+
+    def _flush(self) -> None:
+        while not self._outbox.empty():
+            peer, frames = self._outbox.get()
+            try:
+                self._socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+            except zmq.ZMQError as error:
+                log.debug("peer %s cannot be sent to: %s", peer.hex(), error)
+                self._on_gone(peer)
+
+    def _receive(self) -> None:
+        for _ in range(MESSAGES_AT_ONCE):
+            try:
+                peer, frames = self._read()
+            except zmq.Again:
+                return
+            try:
+                message, buffers = decode(frames)
+                self._handler(peer, message, buffers)
+            except MessageError as error:
+                self.count(str(error).partition(":")[0], f"{error}, from peer {peer.hex()}")
+                self.send(peer, Refused(printable(str(error))))
+
+    def _read(self) -> tuple[bytes, list[Frame]]:
+        """A peer and the frames of a message, of endlessly many just enough to see that they are too many."""
+        peer = frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+        frames: list[Frame] = []
+        while frame.more:
+            frame = self._socket.recv(zmq.NOBLOCK, copy=False)
+            if len(frames) <= MAX_FRAMES:
+                frames.append(frame.buffer)
+        return peer.bytes, frames

@@ -1,0 +1,151 @@
+"""The learner's end of the stream, in a process of its own, under bad messages while good ones go on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import zmq
+from bad_messages import bad_messages, spoilt_tickets
+from factories import make_closed
+from fake_worker import ObedientWorker
+
+from shared import messages as msg
+from shared.episodes import Ticket
+
+log = logging.getLogger(__name__)
+
+TESTS = Path(__file__).parents[1]
+SOCKETS = 20
+BURST = 100
+WARM_UP = 20_000
+MESSAGES = 100_000
+
+
+class Learner:
+    """The process, and what it says of itself."""
+
+    def __init__(self, folder: Path) -> None:
+        self.endpoint = f"ipc://{folder}/s"
+        self.log = folder / "log"
+        paths = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+        self._process = subprocess.Popen(
+            [sys.executable, str(TESTS / "fuzzed_learner.py"), self.endpoint, str(self.log)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": paths, "MALLOC_ARENA_MAX": "2"},
+        )
+
+    def state(self) -> dict:
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        state = json.loads(self._process.stdout.readline())
+        assert state["error"] is None
+        return state
+
+    def wait_for(self, rejected: int, batches: int = 0) -> dict:
+        """Until it has refused as many as that, at least."""
+        while True:
+            state = self.state()
+            if sum(state["rejected"].values()) >= rejected and state["batches"] >= batches:
+                return state
+            time.sleep(0.01)
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        assert self._process.wait(20) == 0
+
+
+class Rogue(ObedientWorker):
+    """It does its work, and takes no refusal; while it is `spoiling`, it first hands in each ticket in every wrong way.
+
+    spoilt: how many wrong ones those have been
+    """
+
+    spoiling = False
+    spoilt = 0
+
+    def close_ticket(self, ticket: Ticket, **made) -> None:
+        if self.spoiling:
+            for frames in spoilt_tickets(make_closed(ticket, **made)):
+                self.spoilt += 1
+                self._outbox.put(frames)
+        super().close_ticket(ticket, **made)
+
+    def _obey(self, message: msg.Message) -> None:
+        if not isinstance(message, msg.Refused):
+            super()._obey(message)
+
+
+@pytest.fixture
+def learner(tmp_path):
+    learner = Learner(tmp_path)
+    yield learner
+    learner.end()
+
+
+def pelt(learner: Learner, count: int, rng: random.Random, rogue: Rogue, sent: int) -> int:
+    """So many bad messages, from the rogue and from ever new strangers, of which some never read."""
+    rogue.spoiling = True
+    messages, from_rogue = bad_messages(rng), bad_messages(rng, to_a_known_worker=True)
+    context = zmq.Context()
+    left = count
+    while left:
+        strangers = [context.socket(zmq.DEALER) for _ in range(SOCKETS)]
+        for number, stranger in enumerate(strangers):
+            stranger.setsockopt(zmq.LINGER, 0)
+            stranger.connect(learner.endpoint)
+            for _ in range(min(left, BURST)):
+                stranger.send_multipart(next(messages))
+                sent, left = sent + 1, left - 1
+            if number % 2:
+                while stranger.poll(0):
+                    stranger.recv_multipart()
+        for _ in range(min(left, BURST)):
+            rogue._outbox.put(next(from_rogue))
+            sent, left = sent + 1, left - 1
+        learner.wait_for(sent + rogue.spoilt)
+        for stranger in strangers:
+            stranger.close()
+    context.term()
+    rogue.spoiling = False
+    return sent
+
+
+def settled(learner: Learner, rogue: Rogue, sent: int) -> dict:
+    """How the learner is once the tickets that were being spoilt are closed too."""
+    learner.wait_for(0, batches=learner.state()["batches"] + 20)
+    return learner.wait_for(sent + rogue.spoilt)
+
+
+def test_bad_messages_are_all_counted_and_nothing_else_comes_of_them(learner):
+    rng = random.Random(0)
+    honest, rogue = ObedientWorker(learner.endpoint, "rollout-0"), Rogue(learner.endpoint, "rollout-1")
+    learner.wait_for(0, batches=2)
+    sent = pelt(learner, WARM_UP, rng, rogue, 0)
+    before = settled(learner, rogue, sent)
+    spoilt = rogue.spoilt
+    began = time.monotonic()
+    sent = pelt(learner, MESSAGES, rng, rogue, sent)
+    took = time.monotonic() - began
+    after = settled(learner, rogue, sent)
+    log.info("%.0f messages/s, %d tickets spoilt\n%s\n%s", MESSAGES / took, rogue.spoilt, before, after)
+    assert sum(before["rejected"].values()) == WARM_UP + spoilt
+    assert sum(after["rejected"].values()) == WARM_UP + MESSAGES + rogue.spoilt
+    assert after["rss"] < 1.05 * before["rss"]
+    assert after["fds"] <= before["fds"]
+    assert after["threads"] == before["threads"]
+    assert after["workers"] == 2
+    assert honest.refused is None
+    assert len(learner.log.read_text().splitlines()) < 1000
+    assert len(after["rejected"]) < 60
+    for worker in (honest, rogue):
+        worker.leave()
