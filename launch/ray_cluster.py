@@ -6,12 +6,14 @@ whether or not the old one's engine is gone. So every start is a new actor; laun
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import secrets
 import shutil
 import socket
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,8 +32,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Otherwise the raylet has a page of guesses printed here for every process that dies.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+# Whoever may speak to Ray can have code run here.
+os.environ["RAY_AUTH_MODE"] = "token"
 import psutil
 import ray
+import ray._private.services
 from ray.exceptions import RayError, RayTaskError
 
 NOTES_INTERVAL_S = 2.0
@@ -39,6 +44,7 @@ LEAVE_S = 3.0
 KILLED_S = 30.0
 START_ATTEMPTS = 3
 OBJECT_STORE_BYTES = 100 * 2**20
+TOKEN = secrets.token_hex(32)
 
 
 class RolloutProcess:
@@ -99,6 +105,15 @@ class Cluster:
         raise AssertionError("unreachable")
 
     def _start_ray(self) -> None:
+        token = self._folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(TOKEN)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would count for more
+        with _loopback():
+            self._init_ray()
+
+    def _init_ray(self) -> None:
         ray.init(
             address="local",
             include_dashboard=False,
@@ -206,6 +221,17 @@ def _ended(name: str, reference: Any) -> Ended:
         return Ended(name, error=error.cause)
     except RayError:  # it died, or never came to life; Ray's reasons are a page of guesses
         return Ended(name, error=ProcessDied())
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray takes 127.0.0.1 for this machine's outer address, at which all that it starts would then listen."""
+    resolve = ray._private.services.resolve_ip_for_localhost
+    ray._private.services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        ray._private.services.resolve_ip_for_localhost = resolve
 
 
 def _thread_limits(threads: int) -> dict[str, str]:
