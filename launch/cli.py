@@ -64,7 +64,7 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(options.config, overrides)
     from launch.train import train
 
-    summary = train(config)
+    summary = train(config, resume=options.resume)
     print("\n" + "\n".join(summary_lines(summary)))
     print(f"records and the trained model are in {config.run_folder}")
 
@@ -115,6 +115,19 @@ def _init_model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"greedy accuracy {report.evaluation.accuracy:.3f}  ({tasks})")
 
 
+def _audit(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+    if overrides:
+        raise ConfigError(f"{overrides[0]}: an audit has no configuration")
+    from learner.audit import audit
+
+    found = audit(options.folder)
+    for name, value in asdict(found).items():
+        reasons = "  ".join(f"{reason} {count}" for reason, count in value.items()) if name == "dropped" else value
+        print(f"{name:<13} {reasons or 0}")
+    if not found.sound:
+        raise PrimezeroError(f"the run in {options.folder} has lost acknowledged tickets, or trained on some twice")
+
+
 def _config(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         load_config(None, overrides)
@@ -136,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="example: primezero train --config launch/configs/cpu_demo.toml --run.name mine --learner.lr 5e-4",
     )
     train.add_argument("--config", type=Path, help="a TOML file")
+    train.add_argument(
+        "--resume",
+        action="store_true",
+        help="fail unless there is a run to resume; without it, one is resumed where there is one",
+    )
     train.set_defaults(command=_train)
 
     evaluate = commands.add_parser(
@@ -178,6 +196,16 @@ def _parser() -> argparse.ArgumentParser:
     init_model.set_defaults(command=_init_model)
 
     add_bench(commands)
+
+    audit = commands.add_parser(
+        "audit",
+        help="account for every acknowledged ticket of a run",
+        description="What became of every closed ticket that the learner acknowledged, told from the run's journal: "
+        "trained on once, dropped on the record, or still open. Fails when one is lost, or trained on twice.",
+        epilog="example: primezero audit runs/mine",
+    )
+    audit.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="the folder of a run that has ended")
+    audit.set_defaults(command=_audit)
 
     config = commands.add_parser("config", help="list every configuration key")
     config.set_defaults(command=_config)

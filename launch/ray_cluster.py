@@ -12,14 +12,16 @@ import os
 import secrets
 import shutil
 import socket
+import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from launch import marked_processes, segments
+from launch.actors import LearnerProcess, RolloutProcess
+from launch.processes import within
 from launch.supervisor import Ended, ProcessDied
-from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.worker import WorkerSpec
 from shared.config import Config
@@ -40,48 +42,37 @@ import ray._private.services
 from ray.exceptions import RayError, RayTaskError
 
 NOTES_INTERVAL_S = 2.0
+BEATS_INTERVAL_S = 2.0
+# For what Ray answers in a moment, unless its own processes are stopped or stuck.
+ANSWER_S = 30.0
+SHUTDOWN_S = 20.0
 LEAVE_S = 3.0
 KILLED_S = 30.0
 START_ATTEMPTS = 3
+START_S = 120.0
 OBJECT_STORE_BYTES = 100 * 2**20
 TOKEN = secrets.token_hex(32)
-
-
-class RolloutProcess:
-    """Ray actor: one rollout worker."""
-
-    def run(self, config: Config, spec: WorkerSpec, log_file: Path) -> None:
-        """Work until the learner says Bye."""
-        from launch.processes import log_to_file
-        from rollout.worker import run_worker
-
-        log_to_file(log_file)
-        run_worker(config, spec)
-
-
-class LearnerProcess:
-    """Ray actor: one learner rank."""
-
-    def run(self, config: Config, spec: LearnerSpec, rank: int, log_file: Path) -> Summary | None:
-        """Train; rank 0 returns the summary."""
-        from launch.processes import log_to_file
-        from learner.trainer import run_learner
-
-        log_to_file(log_file)
-        return run_learner(config, spec, rank=rank, world_size=config.learner.ranks, local_rank=rank)
 
 
 class Cluster:
     """A Ray instance of this run's own on this machine, and the processes it has started.
 
     Use as a context manager: leaving it, on whatever path, ends every process.
+
+    on_use: told every few seconds which shared memory the processes have been seen to use
     """
 
-    def __init__(self, folder: Path, log_folder: Path) -> None:
+    def __init__(
+        self, folder: Path, log_folder: Path, *, on_use: Callable[[Collection[Path]], None] = lambda _: None
+    ) -> None:
         self._folder = folder
         self._log_folder = log_folder
+        self._on_use = on_use
         self._running: dict[Any, str] = {}
         self._actors: dict[str, Any] = {}
+        self._beats: dict[str, int] = {}
+        self._asked: dict[str, Any] = {}
+        self._asked_at: dict[str, float] = {}
         self._trees: dict[str, set[psutil.Process]] = {}
         self._segments: set[Path] = set()
         self._noted_at = 0.0
@@ -110,8 +101,22 @@ class Cluster:
         token.write_text(TOKEN)
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
         os.environ.pop("RAY_AUTH_TOKEN", None)  # it would count for more
-        with _loopback():
-            self._init_ray()
+        # Ray's own processes have it from here; those of the run are given another.
+        os.environ[marked_processes.VARIABLE] = self._mark("ray")
+        # Its own limits do not cover a process of its that stops in the middle. Killed, it is noticed.
+        late = threading.Timer(START_S, self._kill_ray)
+        late.daemon = True
+        late.start()
+        try:
+            with _loopback():
+                self._init_ray()
+        finally:
+            late.cancel()
+
+    def _kill_ray(self) -> None:
+        for process in marked_processes.marked(self._mark("ray")).get(self._mark("ray"), ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _init_ray(self) -> None:
         ray.init(
@@ -122,7 +127,8 @@ class Cluster:
             object_store_memory=OBJECT_STORE_BYTES,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _temp_dir=str(self._folder),
+            # A folder of its own: Ray lets everybody write there, and workers' sockets are beside it.
+            _temp_dir=str(self._folder / "ray"),
             _node_ip_address="127.0.0.1",
         )
 
@@ -131,13 +137,18 @@ class Cluster:
 
     def _end(self) -> None:
         self._note()
-        processes = {*psutil.Process().children(recursive=True), *set().union(*self._trees.values())}
+        processes = set().union(*self._trees.values())
+        with contextlib.suppress(PrimezeroError):  # what does not leave is killed
+            within(SHUTDOWN_S, "ending the run's processes", self._shut_down)
+        # Some of Ray's own helpers would stay for minutes.
+        marked_processes.end(processes, leave_s=LEAVE_S, killed_s=LEAVE_S)
+        os.environ.pop(marked_processes.VARIABLE, None)
+        segments.remove(self._segments)
+
+    def _shut_down(self) -> None:
         for actor in self._actors.values():
             ray.kill(actor)
         ray.shutdown()
-        # Some of Ray's own helpers would stay for minutes.
-        marked_processes.end(processes, leave_s=LEAVE_S, killed_s=LEAVE_S)
-        segments.remove(self._segments)
 
     def start_rollout(self, config: Config, spec: WorkerSpec) -> None:
         """Start one rollout worker."""
@@ -170,6 +181,19 @@ class Cluster:
         ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=timeout_s)
         return [_ended(self._running.pop(reference), reference) for reference in ready]
 
+    def beats(self) -> dict[str, int]:
+        """Signs of life that each process at work has given, as far as they have answered by now; −1 before."""
+        for name in self.running():
+            asked = self._asked.get(name)
+            if asked is None and time.monotonic() - self._asked_at[name] > BEATS_INTERVAL_S:
+                self._asked[name] = self._actors[name].beats.remote()
+                self._asked_at[name] = time.monotonic()
+            elif asked is not None and ray.wait([asked], timeout=0)[0]:
+                del self._asked[name]
+                with contextlib.suppress(RayError):  # it has ended: `poll` tells how
+                    self._beats[name] = ray.get(asked, timeout=ANSWER_S)
+        return {name: self._beats[name] for name in sorted(self.running())}
+
     def end(self, names: Collection[str]) -> None:
         """End these processes and all that they have started, and remove what they leave in shared memory.
 
@@ -177,9 +201,8 @@ class Cluster:
         """
         self._note()
         self._running = {reference: name for reference, name in self._running.items() if name not in names}
-        for name in names:
-            if (actor := self._actors.pop(name, None)) is not None:
-                ray.kill(actor)
+        actors = [self._actors.pop(name) for name in names if name in self._actors]
+        within(ANSWER_S, f"ending {' and '.join(names)}", lambda: [ray.kill(actor) for actor in actors])
         # Two engines, or two learners, must never share the machine.
         tree = set().union(*(self._trees.pop(name, set()) for name in names))
         if left := marked_processes.end(tree, leave_s=LEAVE_S, killed_s=KILLED_S):
@@ -198,13 +221,18 @@ class Cluster:
             self._trees.setdefault(mark.removeprefix(self._mark("")), set()).update(processes)
             living |= processes
         self._segments |= segments.used_by(living)
+        self._on_use(self._segments)
         self._noted_at = time.monotonic()
         return living
 
     def _start(self, process: type, name: str, env: Mapping[str, str], *arguments: object) -> None:
         env_vars = {**env, marked_processes.VARIABLE: self._mark(name)}
-        actor = ray.remote(process).options(num_cpus=0, runtime_env={"env_vars": env_vars}).remote()
+        # Two threads, so that `beats` is answered beside `run`.
+        options = {"num_cpus": 0, "max_concurrency": 2, "runtime_env": {"env_vars": env_vars}}
+        actor = ray.remote(process).options(**options).remote()
         self._actors[name] = actor
+        self._beats[name], self._asked_at[name] = -1, time.monotonic()
+        self._asked.pop(name, None)
         self._running[actor.run.remote(*arguments, self._log_file(name))] = name
 
     def _mark(self, name: str) -> str:
@@ -216,7 +244,7 @@ class Cluster:
 
 def _ended(name: str, reference: Any) -> Ended:
     try:
-        return Ended(name, result=ray.get(reference))
+        return Ended(name, result=ray.get(reference, timeout=ANSWER_S))
     except RayTaskError as error:
         return Ended(name, error=error.cause)
     except RayError:  # it died, or never came to life; Ray's reasons are a page of guesses

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Self
 
 from launch.supervisor import Restart
-from shared.metrics import MetricsLog
+from shared.metrics import MetricsLog, cut_records
 
 
 class RestartLog:
     """Appends to the file, over all starts of a run. Nothing is cut off when the learner goes back."""
 
     def __init__(self, path: Path) -> None:
+        cut_records(path, lambda _: True)  # a line that a full disk has torn
         self._log = MetricsLog(path)
 
     def __enter__(self) -> Self:

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import shutil
-import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
+from launch.private_folder import remove_leftovers
+from launch.trusted import check_trusted
 from learner.checkpoint import CheckpointStore, TrainerState
+from learner.journal import JOURNAL
 from learner.progress import Summary
 from shared.config import Config
 from shared.config_file import dump_toml, load_config, values_by_key
+from shared.disk import free_bytes, reason, size, writing
 from shared.errors import ConfigError
 from shared.metrics import replace_file
 
 CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.jsonl"
 STOP_FILE = "STOP"
 LINEAGE_FILE = "lineage"
 RESTARTS_FILE = "restarts.jsonl"
@@ -67,19 +70,25 @@ class RunFolder:
 
 
 @contextlib.contextmanager
-def open_run_folder(config: Config) -> Iterator[RunFolder]:
-    """`<run.folder>/<run.name>`: new, or that of an earlier run with the same settings that has a checkpoint.
+def open_run_folder(config: Config, *, resume: bool = False) -> Iterator[RunFolder]:
+    """`<run.folder>/<run.name>`: new, or that of an earlier run with the same settings, which goes on.
 
     The resolved configuration and logs/ are in it. Raises ConfigError when the folder cannot be written, is no run or
-    somebody else's, its run still lives or is finished, left no checkpoint, or had other settings.
-    `run.overwrite` replaces a run that has ended.
+    somebody else's, its run still lives or is finished, or had other settings.
+    `run.overwrite` replaces a run that has ended. With `resume`, ConfigError where there is nothing to go on with.
+    What an earlier start has left on the machine is removed.
     """
     folder = config.run_folder.resolve()
+    if resume and (config.run.overwrite or not _begun(folder)):
+        raise ConfigError(_nothing_to_resume(folder, config))
     with contextlib.ExitStack() as opened:
         try:
             run_folder = _open(folder, config, opened)
         except OSError as error:
-            raise ConfigError(f"cannot use the run folder {folder}: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot use the run folder {folder}: {reason(error)}; choose a place that is yours to write and has "
+                f"room, with --run.folder ({size(free_bytes(folder))} free here)"
+            ) from error
         yield run_folder
 
 
@@ -91,6 +100,7 @@ def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFold
         folder.mkdir(mode=0o700)
         (folder / LOCK_FILE).touch()
     _lock(opened.enter_context((folder / LOCK_FILE).open()).fileno(), folder)
+    remove_leftovers(folder)
     found = _resume(folder, config)
     (folder / STOP_FILE).unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
@@ -109,26 +119,33 @@ def _go_on(folder: Path, found: tuple[Path, TrainerState] | None) -> RunFolder:
 
 def _next_lineage(file: Path) -> int:
     lineage = int(file.read_text()) + 1 if file.exists() else 0
-    replace_file(file, f"{lineage}\n")
+    with writing(file):
+        replace_file(file, f"{lineage}\n")
     return lineage
 
 
 def _check_ours(folder: Path) -> None:
     if not (folder / LOCK_FILE).is_file():
         raise ConfigError(f"{folder} exists and is not a run: it is left alone; choose another --run.name")
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise ConfigError(
-            f"{folder} belongs to, or can be written by, another user: what is in it is not to be trusted; choose "
-            "another --run.name"
-        )
+    check_trusted(folder, CHECKPOINTS)
 
 
 def _lock(lock: int, folder: Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ConfigError(f"{folder} belongs to a run that is still going: choose another --run.name") from error
+        raise ConfigError(
+            f"{folder} belongs to a run that is still going, which nothing replaces: wait for it, stop it (Ctrl-C, or "
+            f"a file named {STOP_FILE} in that folder), or choose another --run.name"
+        ) from error
+
+
+def _nothing_to_resume(folder: Path, config: Config) -> str:
+    if config.run.overwrite:
+        return "--resume goes on with a run that --run.overwrite true would replace: leave one of the two out"
+    return (
+        f"there is no run in {folder} to resume: check --run.folder and --run.name, or leave --resume out to begin one"
+    )
 
 
 def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
@@ -137,13 +154,17 @@ def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
         _empty(folder)
         return None
     found = _newest(folder)
-    if found is None:
+    if found is None and not _has(folder / JOURNAL):
+        if not _has(folder / METRICS_FILE):
+            return None  # it never got to its first step
         raise ConfigError(
-            f"{folder} exists, without a checkpoint to resume from: choose another --run.name, or pass "
+            f"{folder} exists, without a checkpoint or a journal to resume from: choose another --run.name, or pass "
             "--run.overwrite true to replace it"
         )
-    _, state = found
     _check_same(folder, config)
+    if found is None:
+        return None  # until its first checkpoint a run goes on from its journal alone
+    _, state = found
     summary = folder / SUMMARY_FILE
     if state.version > config.run.steps or (state.version == config.run.steps and summary.exists()):
         raise ConfigError(
@@ -152,6 +173,16 @@ def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
         )
     summary.unlink(missing_ok=True)
     return found
+
+
+def _begun(folder: Path) -> bool:
+    """Whether a run has left anything to go on with."""
+    saved = _has(folder / JOURNAL) or any((folder / CHECKPOINTS).glob("step-*"))
+    return saved and (folder / CONFIG_FILE).is_file()
+
+
+def _has(file: Path) -> bool:
+    return file.exists() and file.stat().st_size > 0
 
 
 def _empty(folder: Path) -> None:

@@ -6,11 +6,12 @@ Nothing here knows how a process is started or watched: see launch/ray_cluster.p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from launch.liveness import Liveness
 from learner.progress import Summary
 from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTimeoutError, WeightSyncError
 
@@ -27,6 +28,21 @@ _PASSING = (EngineError, WeightSyncError, StreamTimeoutError, SentAwayError)
 
 class ProcessDied(Exception):
     """A process ended without a word: killed, crashed, out of memory."""
+
+    def reason(self, name: str) -> str:
+        """In one line, of the process of this name."""
+        return f"the process of {name} died"
+
+
+class ProcessHangs(ProcessDied):
+    """A process that lives and does not work: stopped, stuck, in an endless loop. It is as good as dead."""
+
+    def __init__(self, limit_s: float) -> None:
+        super().__init__(limit_s)
+        self._limit_s = limit_s
+
+    def reason(self, name: str) -> str:
+        return f"{name} hangs: no sign of life for {self._limit_s:g} s (run.hang_timeout_s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +89,9 @@ class Processes(Protocol):
     def running(self) -> set[str]:
         """Names of the processes still at work."""
 
+    def beats(self) -> Mapping[str, int]:
+        """How many signs of life each process at work has given, as far as is known without waiting."""
+
 
 @dataclass(slots=True)
 class Unit:
@@ -102,6 +121,8 @@ class _Doubt:
 class Supervisor:
     """Starts the units of a run, and again what should not have ended, until there is a summary.
 
+    A process that gives no sign of life for `hang_timeout_s` is ended, and counts as dead.
+
     A rollout worker is started again after its death, a passing error (of the engine, a weight sync, the stream; given
     up by the learner) or an unexpected one; the learner, all ranks as one, after a rank's death. At once the first
     time, then after 1, 2, 4 … 30 s; beyond `max_restarts` within ten minutes the run is given up. Any other error ends
@@ -115,6 +136,7 @@ class Supervisor:
         workers: Sequence[Unit],
         *,
         max_restarts: int,
+        hang_timeout_s: float,
         logs: Path,
         finished: Callable[[], Summary | None],
         on_restart: Callable[[Restart], None],
@@ -131,6 +153,7 @@ class Supervisor:
         self._finished = finished
         self._on_restart = on_restart
         self._clock = clock
+        self._liveness = Liveness(hang_timeout_s, clock)
         self._doubts: list[_Doubt] = []
         self._goodbyes_said = True
         self.summary: Summary | None = None
@@ -159,6 +182,9 @@ class Supervisor:
             if self.summary is None and doubt in self._doubts:
                 self._doubts.remove(doubt)
                 doubt.judge()
+        for name in self._liveness.hanging(self._processes.beats()):
+            if self.summary is None:
+                self._see_to(Ended(name, error=ProcessHangs(self._liveness.limit_s)))
         return self.summary
 
     def wait_for_goodbyes(self, timeout_s: float) -> None:
@@ -202,6 +228,7 @@ class Supervisor:
         """End what is left of a unit, and have it started again in a while, unless that has been tried enough."""
         self._doubts = [doubt for doubt in self._doubts if doubt.unit is not unit]
         self._processes.end(unit.processes)
+        self._liveness.forget(unit.processes)
         if unit is self._learner:
             self.summary = self._finished()
             if self.summary is not None:
@@ -223,7 +250,7 @@ class Supervisor:
 
     def _reason(self, ended: Ended) -> str:
         if isinstance(ended.error, ProcessDied):
-            return f"the process of {ended.name} died"
+            return ended.error.reason(ended.name)
         what = str(ended.error) if isinstance(ended.error, PrimezeroError) else repr(ended.error)
         return f"{ended.name} failed: {what.partition(chr(10))[0][:REASON_CHARACTERS]}"
 

@@ -6,13 +6,15 @@ import contextlib
 import os
 import random
 import signal
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch.disk_space import check_disk
 from launch.display import Display
 from launch.lengths import check_context, check_prompts
+from launch.private_folder import private_folder
+from launch.processes import be_private
 from launch.ray_cluster import Cluster
 from launch.restart_log import RestartLog
 from launch.run_folder import CHECKPOINTS, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
@@ -20,6 +22,7 @@ from launch.supervisor import Origin, Restart, Supervisor, Unit
 from learner.progress import Summary
 from learner.spec import LearnerSpec, SeedStage
 from rollout.chat import ChatTokenizer
+from rollout.engine_vllm import check_version
 from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
@@ -34,12 +37,15 @@ LENGTH_SAMPLES = 200
 GOODBYE_S = 30.0
 
 
-def train(config: Config) -> Summary:
+def train(config: Config, *, resume: bool = False) -> Summary:
     """Run to the end, the time limit, or Ctrl-C (once: finish the step and leave; twice: leave at once).
 
+    resume: whether there has to be a run to go on with
     Raises PrimezeroError with what to do about it; by then every process of the run has ended.
     """
+    be_private()
     config = _resolved(config)
+    check_version()
     check_model_folder(config.model.path)
     check_address(config.stream.endpoint)
     if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
@@ -49,7 +55,8 @@ def train(config: Config) -> Summary:
     check_held_out(environment, config)
     check_lengths(environment, chat, config)
     probe = _probe(environment, chat, config)
-    with open_run_folder(config) as run_folder:
+    check_disk(config)
+    with open_run_folder(config, resume=resume) as run_folder:
         return _run(config, environment, probe, run_folder)
 
 
@@ -64,12 +71,11 @@ def _resolved(config: Config) -> Config:
 
 
 def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:
-    # Ray's own helpers may still be leaving when the folder goes.
-    with tempfile.TemporaryDirectory(prefix="primezero-", ignore_cleanup_errors=True) as private:
+    with private_folder(run_folder.path) as private:
         over_tcp = config.stream.endpoint != "auto"
         learner_keys, worker_keys = make_keys() if over_tcp else (None, None)
         learner = LearnerSpec(
-            endpoint=config.stream.endpoint if over_tcp else f"ipc://{private}/stream",
+            endpoint=config.stream.endpoint if over_tcp else f"ipc://{private.path}/stream",
             keys=learner_keys,
             run_folder=run_folder.path,
             environment=environment.fingerprint,
@@ -83,7 +89,7 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
         display = Display(config, run_folder)
         with (
             _interrupts(learner.stop_file) as check_interrupts,
-            Cluster(Path(private), run_folder.path / "logs") as cluster,
+            Cluster(private.path, run_folder.path / "logs", on_use=private.note) as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
             told = (restarts.write, display.restart)
@@ -124,6 +130,7 @@ def _supervisor(
         Unit("learner", ranks, start_learner, learner_goes_on),
         [worker(f"rollout-{index}") for index in range(config.rollout.workers)],
         max_restarts=config.run.max_restarts,
+        hang_timeout_s=config.run.hang_timeout_s,
         logs=run_folder.path / "logs",
         finished=run_folder.finished,
         on_restart=tell,

@@ -35,7 +35,8 @@ class TrainerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     version: batches trained
     identity: fingerprints of what the run is made with: model, tokenizer, environment
-    buffer, normaliser, policy: the states of their owners, plain data that these check themselves
+    buffer, normaliser, policy, collector: the states of their owners, plain data that these check themselves
+    journal_end: everything in the journal before it is accounted for in this state
     """
 
     version: int
@@ -43,6 +44,8 @@ class TrainerState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     buffer: dict[str, Any]
     normaliser: dict[str, Any]
     policy: dict[str, Any]
+    collector: dict[str, Any]
+    journal_end: int
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

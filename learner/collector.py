@@ -8,10 +8,9 @@ a batch may be opened.
 from __future__ import annotations
 
 import random
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 
@@ -21,7 +20,7 @@ from learner.spec import SeedStage
 from learner.ticket_check import TokenLimits, check_closed
 from shared.config import RewardConfig, SelfPlayConfig
 from shared.episodes import ClosedTicket, Episode, Task, Ticket, TicketId
-from shared.errors import MessageError
+from shared.errors import CheckpointError, MessageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +29,13 @@ class Batch:
 
     tickets: closed, in order, repeats judged
     issued: the same tickets as they were issued, those that were issued again as they were then
+    positions: where each was recorded when it was taken
     """
 
     number: int
     tickets: tuple[ClosedTicket, ...]
     issued: tuple[Ticket, ...]
+    positions: tuple[int, ...] = ()
 
     @property
     def episodes(self) -> list[Episode]:
@@ -43,10 +44,25 @@ class Batch:
 
 
 @dataclass(slots=True)
-class _OpenBatch:
-    tickets: list[Ticket]
-    closed: dict[int, ClosedTicket] = field(default_factory=dict)
-    reissues: Counter[int] = field(default_factory=Counter)
+class _Slot:
+    """A ticket of an open batch, how often it was issued again, and what has come of it, recorded at `position`."""
+
+    ticket: Ticket
+    reissues: int = 0
+    closed: ClosedTicket | None = None
+    position: int | None = None
+
+
+class _SavedSlot(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    ticket: Ticket
+    position: int | None
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """next_batch: the first that is not open yet; open: the slots of every open batch, in order"""
+
+    next_batch: int
+    open: dict[int, list[_SavedSlot]]
 
 
 class Collector:
@@ -76,101 +92,139 @@ class Collector:
         self._limits = limits
         self._seed = seed
         self._stages = {stage.batch: stage.problems for stage in stages if stage.batch > 0}
-        self._take_back_seeds(stages, first_batch)
         self._lineage = lineage
         self._next_batch = first_batch
         self._released = first_batch
-        self._open: dict[int, _OpenBatch] = {}
-
-    def _take_back_seeds(self, stages: Sequence[SeedStage], first_batch: int) -> None:
-        """Where a resumed run's buffer was already seeded for a batch that others are issued again before."""
-        ahead = range(first_batch + 1, first_batch + self._selfplay.max_staleness + 1)
-        if not any(stage.batch in ahead for stage in stages):
-            return
-        for stage in sorted(stages, key=lambda stage: -stage.batch):
-            for problem in chain.from_iterable(stage.problems.values()):
-                if stage.batch in ahead:
-                    self._buffer.discard(problem)
-                elif stage.batch <= first_batch:  # they may have left to make room
-                    self._buffer.add(problem)
+        self._open: dict[int, list[_Slot]] = {}
+        self._handed_out = first_batch  # tickets of batches before it
 
     @property
     def lineage(self) -> int:
         """Of every ticket that is issued here."""
         return self._lineage
 
-    def open_through(self, version: int, last_batch: int) -> list[Ticket]:
-        """Open every batch that `version` may sample, up to `last_batch`; the tickets, in order."""
-        tickets: list[Ticket] = []
+    def open(self, version: int, last_batch: int) -> None:
+        """Open every batch that `version` may sample, up to `last_batch`."""
         while self._next_batch <= min(version + self._selfplay.max_staleness, last_batch):
-            issued = self._issue(self._next_batch)
-            self._open[self._next_batch] = _OpenBatch(list(issued))
-            tickets += issued
+            self._open[self._next_batch] = [_Slot(ticket) for ticket in self._issue(self._next_batch)]
             self._next_batch += 1
-        return tickets
+
+    def open_through(self, version: int, last_batch: int) -> list[Ticket]:
+        """`open`, and hand out what is open, has not been handed out before, and is not closed; in order."""
+        self.open(version, last_batch)
+        batches = range(self._handed_out, self._next_batch)
+        self._handed_out = self._next_batch
+        return [slot.ticket for batch in batches for slot in self._open[batch] if slot.closed is None]
 
     def reissue(self, id: TicketId) -> Ticket:
         """An open ticket again, whole, with a seed that follows from how often that has been done."""
-        batch = self._open[id.batch]
-        if id.index in batch.closed:
+        slot = self._open[id.batch][id.index]
+        if slot.closed is not None:
             raise RuntimeError(f"{id} is closed")
-        batch.reissues[id.index] += 1
-        rng = random.Random(f"reissue {self._seed} {id.lineage} {id.batch} {id.index} {batch.reissues[id.index]}")
-        batch.tickets[id.index] = msgspec.structs.replace(batch.tickets[id.index], seed=rng.getrandbits(63))
-        return batch.tickets[id.index]
+        slot.reissues += 1
+        rng = random.Random(f"reissue {self._seed} {id.lineage} {id.batch} {id.index} {slot.reissues}")
+        slot.ticket = msgspec.structs.replace(slot.ticket, seed=rng.getrandbits(63))
+        return slot.ticket
 
     def issued(self, id: TicketId) -> Ticket:
         """A ticket of an open batch as it was last issued."""
-        return self._open[id.batch].tickets[id.index]
+        return self._open[id.batch][id.index].ticket
 
     def is_closed(self, id: TicketId) -> bool:
         """Whether this ticket of this lineage has been taken, or was part of a batch that has been released."""
         if id.lineage != self._lineage or id.batch < 0:
             return False
-        batch = self._open.get(id.batch)
-        return id.batch < self._released or (batch is not None and id.index in batch.closed)
+        slot = self._slot(id.batch, id.index)
+        return id.batch < self._released or (slot is not None and slot.closed is not None)
 
-    def close(self, closed: ClosedTicket) -> None:
+    def close(self, closed: ClosedTicket, record: Callable[[Ticket], int] = lambda ticket: 0) -> None:
         """Take a closed ticket. One that was taken before, and perhaps released, is dropped.
 
-        Raises MessageError when it does not fit the ticket that was issued.
+        record: called before it counts, with the ticket as it was issued; writes it down, and says where
+        Raises MessageError when it does not fit the ticket that was issued, and what `record` raises.
         """
         if self.is_closed(closed.id):
             return
-        batch = self._open.get(closed.id.batch)
-        if closed.id.lineage != self._lineage or batch is None or not 0 <= closed.id.index < len(batch.tickets):
+        slot = self._slot(closed.id.batch, closed.id.index)
+        if closed.id.lineage != self._lineage or slot is None:
             raise MessageError("a closed ticket that is not open here")
-        check_closed(batch.tickets[closed.id.index], closed, self._selfplay, self._limits)
-        batch.closed[closed.id.index] = closed
+        check_closed(slot.ticket, closed, self._selfplay, self._limits)
+        slot.position = record(slot.ticket)
+        slot.closed = closed
+
+    def replay(self, closed: ClosedTicket, *, seed: int, position: int) -> None:
+        """Take what was recorded at `position` before this lineage, for the same ticket issued with `seed`.
+
+        Raises MessageError when that ticket is not open here, or it does not fit.
+        """
+        slot = self._slot(closed.id.batch, closed.id.index)
+        if slot is None or slot.closed is not None:
+            raise MessageError("a closed ticket that is not open here")
+        ticket = msgspec.structs.replace(slot.ticket, seed=seed)
+        closed = replace(closed, id=ticket.id)
+        check_closed(ticket, closed, self._selfplay, self._limits)
+        slot.ticket, slot.closed, slot.position = ticket, closed, position
 
     def is_complete(self, number: int) -> bool:
         """Whether all tickets of an open batch are closed."""
-        batch = self._open[number]
-        return len(batch.closed) == len(batch.tickets)
+        return all(slot.closed is not None for slot in self._open[number])
 
     def progress(self, number: int) -> tuple[int, int]:
         """(closed, issued) tickets of an open batch."""
-        batch = self._open[number]
-        return len(batch.closed), len(batch.tickets)
+        slots = self._open[number]
+        return sum(slot.closed is not None for slot in slots), len(slots)
 
     def release(self, number: int) -> Batch:
         """The batch, in ticket order, whatever the order of arrival: judge repeats, grow the buffer."""
         if not self.is_complete(number):
             raise RuntimeError(f"batch {number} is not complete")
-        batch = self._open.pop(number)
+        slots = self._open.pop(number)
         self._released = number + 1
-        closed = [batch.closed[index] for index in range(len(batch.tickets))]
+        closed = [slot.closed for slot in slots if slot.closed is not None]
         tickets = judge_repeats(closed, self._selfplay, self._rewards)
         for ticket in tickets:
             if ticket.proposed is not None:
                 self._buffer.add(ticket.proposed)
-        return Batch(number, tickets, tuple(batch.tickets))
+        positions = tuple(slot.position for slot in slots if slot.position is not None)
+        return Batch(number, tickets, tuple(slot.ticket for slot in slots), positions)
+
+    def state(self) -> dict[str, Any]:
+        """The open batches, as plain data; of what is closed, where it was recorded."""
+        open_batches = {
+            number: [_SavedSlot(slot.ticket, slot.position) for slot in slots] for number, slots in self._open.items()
+        }
+        state: dict[str, Any] = msgspec.to_builtins(_State(self._next_batch, open_batches))
+        return state
+
+    def restore(self, state: object) -> list[int]:
+        """Have the same batches open as where `state()` was taken, with the same tickets, in this lineage.
+
+        Returns where what was closed then is recorded, to be replayed. Raises CheckpointError for a malformed `state`.
+        """
+        try:
+            saved = msgspec.convert(state, _State, strict=False)
+        except msgspec.ValidationError as error:
+            raise CheckpointError(f"the checkpoint's open tickets are malformed: {error}") from error
+        if sorted(saved.open) != list(range(self._released, saved.next_batch)):
+            raise CheckpointError(f"the checkpoint's open tickets are of batches {sorted(saved.open)}")
+        self._next_batch = saved.next_batch
+        for number, slots in sorted(saved.open.items()):
+            ids = (TicketId(self._lineage, number, index) for index in range(len(slots)))
+            self._open[number] = [
+                _Slot(msgspec.structs.replace(slot.ticket, id=id)) for slot, id in zip(slots, ids, strict=True)
+            ]
+        return [slot.position for slots in saved.open.values() for slot in slots if slot.position is not None]
+
+    def _slot(self, batch: int, index: int) -> _Slot | None:
+        slots = self._open.get(batch, [])
+        return slots[index] if 0 <= index < len(slots) else None
 
     def _issue(self, batch: int) -> tuple[Ticket, ...]:
         for problems in self._stages.get(batch, {}).values():
             for problem in problems:
                 self._buffer.add(problem)
-        rng = random.Random(f"tickets {self._seed} {self._lineage} {batch}")
+        # Not by the lineage: a run that goes on from a checkpoint is the run that was never interrupted.
+        rng = random.Random(f"tickets {self._seed} {batch}")
         kinds = [
             *["proposal"] * self._selfplay.proposals_per_task,
             *["buffer"] * self._selfplay.buffer_problems_per_task,

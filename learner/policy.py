@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -25,6 +25,7 @@ from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, p
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
 from learner.policy_weights import PolicyWeights
+from learner.random_state import load_random_state, save_random_state
 from learner.reference import ReferenceModel
 from learner.rendezvous import AT_MASTER_ADDRESS
 from learner.train_metrics import TrainMetrics
@@ -41,7 +42,8 @@ import deepspeed.ops
 BUCKET_ELEMENTS = 50_000_000
 # Under ZeRO-3 a smaller parameter stays whole on every rank: gathering biases and norms costs more than they do.
 PERSISTENT_ELEMENTS = 100_000
-# Between batches the other ranks wait for rank 0 as long as a batch takes; the launcher tells when it dies.
+# Between batches the other ranks wait for rank 0 as long as a batch takes. The launcher sees when a rank dies or hangs
+# (`run.hang_timeout_s`), and ends all of them.
 LONGEST_WAIT = timedelta(days=7)
 
 
@@ -55,6 +57,8 @@ class Policy:
     Every rank makes one; what one is asked for, all are asked for, with the same arguments (`learner/ranks.py`). RANK,
     WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set. Raises ModelFolderError when the model folder is
     missing, incomplete or not a safetensors model.
+
+    beat: called with every micro-batch
     """
 
     def __init__(
@@ -67,7 +71,9 @@ class Policy:
         rank: int = 0,
         world_size: int = 1,
         local_rank: int = 0,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
+        self._beat = beat
         self._config, self._temperature = config, temperature
         self._last_entropy: float | None = None
         self._rank, self._world_size = rank, world_size
@@ -191,6 +197,7 @@ class Policy:
         torch.distributed.barrier()
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        save_random_state(self._random_file(folder))
         torch.distributed.barrier()
 
     def load(self, folder: Path, state: object) -> None:
@@ -202,6 +209,9 @@ class Policy:
             self._last_entropy = msgspec.convert(state, _State).last_entropy
             with contextlib.redirect_stdout(io.StringIO()):
                 self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+            load_random_state(self._random_file(folder))
+        except CheckpointError:
+            raise
         except Exception as error:  # the library documents no closed list of what foreign files raise
             raise CheckpointError(f"the policy in {folder} cannot be restored: {error}") from error
 
@@ -218,6 +228,9 @@ class Policy:
             weights = {name: tensor.to("cpu", copy=True) if self._rank == 0 else None for name, tensor in self.weights}
         if self._rank == 0:
             self._engine.module.causal_lm.save_pretrained(folder, state_dict=weights)
+
+    def _random_file(self, folder: Path) -> Path:
+        return folder / f"random-{self._rank}.msgpack"
 
     def _plan(self, batch: TrainingBatch) -> StepPlan:
         config = self._config
@@ -238,6 +251,7 @@ class Policy:
 
     def _loss(self, micro_batch: MicroBatch, old_logprobs: Tensor | None) -> tuple[Tensor, LossSums]:
         """Every row's own terms, on the log-probabilities that equal rows share."""
+        self._beat()
         source = micro_batch.source
         # Before the policy's pass, whose activations stay until the backward pass.
         reference = None if self._reference is None else self._reference_logprobs(micro_batch)[source]
@@ -263,6 +277,7 @@ class Policy:
 
     @torch.no_grad()
     def _frozen_logprobs(self, micro_batch: MicroBatch) -> Tensor:
+        self._beat()
         return packed_logprobs(self._engine.module, micro_batch, self._temperature)[0]
 
     def _let_go(self) -> None:

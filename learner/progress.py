@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from shared.config import Config
+from shared.disk import writing
 from shared.episodes import Evaluation
 from shared.metrics import MetricsLog, cut_records, write_json
 
@@ -127,7 +128,8 @@ class Progress:
             weight_syncs=self._syncs,
             seed=self._config.run.seed,
         )
-        write_json(self._run_folder / "summary.json", asdict(summary))
+        with writing(self._run_folder / "summary.json"):
+            write_json(self._run_folder / "summary.json", asdict(summary))
         return summary
 
     def close(self) -> None:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 
 from learner.batch_metrics import batch_metrics
 from learner.checkpoint import POLICY, CheckpointStore, TrainerState, read_state
 from learner.collector import Collector
 from learner.evaluations import Evaluations
+from learner.journal import JOURNAL, Journal
 from learner.members import Member
 from learner.normalise import Normaliser, SelectedRows
 from learner.policy import Policy
 from learner.problem_buffer import ProblemBuffer
 from learner.progress import Progress, Summary
 from learner.ranks import Leader, follow
+from learner.recovery import recover
 from learner.spec import LearnerSpec
 from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
@@ -29,12 +33,20 @@ from learner.weight_sync import WeightSync
 from learner.worker_pool import Identity, WorkerPool
 from shared import messages as msg
 from shared.config import Config
+from shared.disk import reason, what_to_do, writing
 from shared.errors import CheckpointError, PrimezeroError
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
+log = logging.getLogger(__name__)
 
-def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int) -> Summary | None:
-    """One learner rank, from start to end; rank 0 leads and returns the summary."""
+
+def run_learner(
+    config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int, beat: Callable[[], None]
+) -> Summary | None:
+    """One learner rank, from start to end; rank 0 leads and returns the summary.
+
+    beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
+    """
     torch.set_num_threads(config.learner.threads)
     policy = Policy(
         config.model.path,
@@ -44,7 +56,9 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         rank=rank,
         world_size=world_size,
         local_rank=local_rank,
+        beat=beat,
     )
+    beat()
     store = CheckpointStore(spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every)
     resumed = None
     if spec.resume_from is not None:
@@ -54,7 +68,7 @@ def run_learner(config: Config, spec: LearnerSpec, *, rank: int, world_size: int
         follow(policy)
         return None
     leader = Leader(policy)
-    trainer = Trainer(config, spec, leader, store, resumed)
+    trainer = Trainer(config, spec, leader, store, resumed, beat)
     try:
         summary = trainer.run()
         leader.stop()
@@ -81,9 +95,16 @@ class Trainer:
     """Rank 0: owns the worker pool, the collector, the versions and the run's records."""
 
     def __init__(
-        self, config: Config, spec: LearnerSpec, policy: Leader, store: CheckpointStore, resumed: TrainerState | None
+        self,
+        config: Config,
+        spec: LearnerSpec,
+        policy: Leader,
+        store: CheckpointStore,
+        resumed: TrainerState | None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._config = config
+        self._beat = beat
         self._spec = spec
         self._policy = policy
         self._store = store
@@ -117,7 +138,11 @@ class Trainer:
             lineage=spec.lineage,
             first_batch=self._first_version,
         )
-        self._pool = WorkerPool(spec.endpoint, config, self._identity, collector, keys=spec.keys)
+        self._journal = Journal(spec.run_folder / JOURNAL)
+        self._recover(collector, resumed)
+        self._pool = WorkerPool(
+            spec.endpoint, config, self._identity, collector, self._journal, keys=spec.keys, beat=beat
+        )
         client = StreamWeightSyncClient(self._pool, spec.probe, config.sync.timeout_s)
         self._sync = WeightSync(
             self._pool,
@@ -174,15 +199,27 @@ class Trainer:
         self._finish_evaluation()
         if _is_unsaved(version, self._first_version, self._store):
             self._save_checkpoint(version)
-        self._policy.save_pretrained(self._spec.run_folder / "model")
-        copy_tokenizer(config.model.path, self._spec.run_folder / "model")
+        exported = self._spec.run_folder / "model"
+        with writing(exported, SafetensorError):
+            self._policy.save_pretrained(exported)
+            copy_tokenizer(config.model.path, exported)
         summary = self._progress.summarise(version)
         self._pool.send_home()
         return summary
 
+    def _recover(self, collector: Collector, resumed: TrainerState | None) -> None:
+        version = self._first_version
+        held = [] if resumed is None else collector.restore(resumed.collector)
+        if resumed is None and self._journal.end:
+            collector.open(version, self._config.run.steps - 1)
+        since = 0 if resumed is None else resumed.journal_end
+        recovered = recover(self._journal, collector, version=version, held=held, since=since)
+        log.info("lineage %d goes on from version %d: %s", self._spec.lineage, version, recovered)
+
     def close(self) -> None:
         """Release everything, on every way out. The workers of a run that has not ended wait for the next learner."""
         with contextlib.ExitStack() as closing:
+            closing.callback(self._journal.close)
             closing.callback(self._progress.close)
             closing.callback(self._sync.close)
             closing.callback(self._pool.close)
@@ -244,22 +281,27 @@ class Trainer:
         self._asleep = []
 
     def _save_checkpoint(self, version: int) -> None:
+        collector, journal_end = self._pool.snapshot()
         state = TrainerState(
             version=version,
             identity=asdict(self._identity),
             buffer=self._buffer.state(),
             normaliser=self._normaliser.state(),
             policy=self._policy.state(),
+            collector=collector,
+            journal_end=journal_end,
         )
         try:
             partial = self._store.begin(version)
             self._policy.save(partial / POLICY)
+            self._journal.to_disk()
             self._store.commit(partial, state)
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"the checkpoint of version {version} cannot be written to {self._spec.checkpoints}: {error}. Is the "
-                "disk full? The checkpoint before it is intact: make room, and give the same command to go on from it"
+                f"the checkpoint of version {version} cannot be written to {self._spec.checkpoints}: "
+                f"{reason(error)}. The one before it is intact; {what_to_do(self._spec.checkpoints, error)}"
             ) from error
+        self._beat()
         self._progress.lap("checkpoint_s")
 
     def _finish_evaluation(self) -> None:

@@ -10,16 +10,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from learner.collector import Batch, Collector
+from learner.journal import Journal, Released, Took, whole_frames
 from learner.members import Member, PendingCall, Turnover, Worker, deal
 from shared import messages as msg
 from shared.config import Config
-from shared.episodes import Ticket
+from shared.episodes import ClosedTicket, Ticket
 from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, WeightSyncError, WorkerFailedError
 from shared.transport import ServerKeys, StreamServer
 
 LATE_S = 5.0
+BEAT_S = 1.0
 # A worker says something every two seconds: whose connection is broken, and who lives, is back by then.
 RECONNECT_S = 5.0
 WORKERS_KEPT = 1000
@@ -49,7 +52,7 @@ class WorkerPool:
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
     lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
 
-    clock: seconds, for all timeouts
+    clock: seconds, for all timeouts; beat: called at every wait's beginning, and every second of it
     """
 
     def __init__(
@@ -58,13 +61,17 @@ class WorkerPool:
         config: Config,
         identity: Identity,
         collector: Collector,
+        journal: Journal,
         *,
         clock: Callable[[], float] = time.monotonic,
+        beat: Callable[[], None] = lambda: None,
         keys: ServerKeys | None = None,
     ) -> None:
+        self._beat = beat
         self._config = config
         self._identity = identity
         self._collector = collector
+        self._journal = journal
         self._clock = clock
         self._changed = threading.Condition()
         self._workers: dict[bytes, Worker] = {}
@@ -134,6 +141,11 @@ class WorkerPool:
             self._waiting.extend(self._collector.open_through(version, last_batch))
             self._deal()
 
+    def snapshot(self) -> tuple[dict[str, Any], int]:
+        """The collector's state, and the end of the journal at that moment."""
+        with self._changed:
+            return self._collector.state(), self._journal.end
+
     def wait_for_batch(self, number: int, attend: Callable[[], None] | None = None) -> Batch:
         """Batch `number`, released.
 
@@ -148,7 +160,9 @@ class WorkerPool:
             attend=attend,
         )
         with self._changed:
-            return self._collector.release(number)
+            batch = self._collector.release(number)
+            self._journal.append(Released(self._collector.lineage, number, batch.positions))
+            return batch
 
     def start_call(self, requests: Mapping[Member, msg.Request]) -> int:
         """Send each member its request; `finish_call` takes the returned id. Who has left has failed."""
@@ -247,6 +261,7 @@ class WorkerPool:
         with self._changed:
             seen, deadline = progress(), self._clock() + timeout_s
         while True:
+            self._beat()
             with self._changed:
                 if condition():
                     return
@@ -263,7 +278,7 @@ class WorkerPool:
                         raise StreamTimeoutError(
                             f"after {timeout_s:g} s: {what()}{self.last_loss()}; see logs/rollout-*.log"
                         )
-                    self._changed.wait(left)
+                    self._changed.wait(min(left, BEAT_S))
             if attending and attend is not None:
                 attend()
 
@@ -298,8 +313,9 @@ class WorkerPool:
 
     def _stream_failed(self, error: Exception) -> None:
         with self._changed:
-            failure = WorkerFailedError(f"the learner's end of the stream failed: {error!r}")
-            self._failure = self._failure or failure
+            if not isinstance(error, PrimezeroError):
+                error = WorkerFailedError(f"the learner's end of the stream failed: {error!r}")
+            self._failure = self._failure or error
             self._changed.notify_all()
 
     def _gone(self, peer: bytes) -> None:
@@ -363,15 +379,20 @@ class WorkerPool:
             return
         if message.id in worker.open:
             closed = msg.decode_closed(message, buffers)
-            newest = max(span.version for episode in closed.episodes for span in episode.spans)
+            newest = closed.newest_version
             if worker.version is None or newest > worker.version:
                 raise MessageError(f"a token of weights that its worker has not been shown to have: version {newest}")
-            self._collector.close(closed)
+            self._collector.close(closed, lambda ticket: self._record(ticket, closed, worker, message, buffers))
             worker.open.discard(message.id)
         elif not self._collector.is_closed(message.id):
             raise MessageError("a closed ticket that its worker was not given")
         self._server.send(worker.peer, msg.Ack(message.sequence))
         self._deal()
+
+    def _record(
+        self, ticket: Ticket, closed: ClosedTicket, worker: Worker, message: msg.Closed, buffers: Sequence[msg.Frame]
+    ) -> int:
+        return self._journal.append(Took.of(ticket, closed, worker.member.name, whole_frames(message, buffers)))
 
     def _answered(self, member: Member, reply: msg.Reply) -> None:
         call = self._calls.get(reply.id)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.errors import ModelFolderError
+from shared.model_folder import vocabulary_size
 
 
 class ChatTokenizer:
@@ -33,12 +34,23 @@ class ChatTokenizer:
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the library documents no closed list of what a broken folder raises
-            raise ModelFolderError(f"cannot load a tokenizer from {folder}: {error}") from error
+            raise ModelFolderError(f"cannot load a tokenizer from {folder}: {error}; download it again") from error
         if not tokenizer.chat_template:
             raise ModelFolderError(f"the tokenizer in {folder} has no chat template: use an Instruct model")
         if tokenizer.eos_token_id is None:
             raise ModelFolderError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
-        return cls(tokenizer)
+        largest, vocabulary = max(tokenizer.get_vocab().values()), vocabulary_size(folder)
+        if vocabulary is not None and largest >= vocabulary:
+            raise ModelFolderError(
+                f"the tokenizer in {folder} has token ids up to {largest}, but the model knows {vocabulary} tokens "
+                "(vocab_size): put the model's own tokenizer there"
+            )
+        chat = cls(tokenizer)
+        try:
+            chat.prompt_ids("1")
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise ModelFolderError(f"the chat template in {folder} cannot be used: {error}") from error
+        return chat
 
     def prompt_ids(self, text: str) -> list[int]:
         """One user message through the chat template, ready for the assistant's turn.

@@ -20,7 +20,7 @@ from rollout.engine_link import Link
 from rollout.engine_processes import kill, with_descendants
 from rollout.engine_requests import Requests
 from rollout.engine_sync import SyncTimings, WeightSync
-from rollout.engine_vllm import import_vllm, on_cpu, set_environment, start_vllm
+from rollout.engine_vllm import check_version, import_vllm, on_cpu, set_environment, start_vllm
 from rollout.sample import Sample
 from shared.config import RolloutConfig, SyncConfig
 from shared.episodes import Float32Array
@@ -78,9 +78,10 @@ class Engine:
 
         transport: the weight transport, resolved (`Config.transport`), whatever `sync` says
 
-        Raises ModelFolderError when the folder is not usable, EngineError when the engine does not
-        come up within `rollout.start_timeout_s`.
+        Raises InstallationError for a vLLM we do not know, ModelFolderError when the folder is not usable, EngineError
+        when the engine does not come up within `rollout.start_timeout_s`.
         """
+        check_version()
         check_weights(model)
         stop_token_ids = stop_tokens(model)
         set_environment(rollout)

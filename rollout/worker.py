@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, Worker
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 from shared.transport import ClientKeys, StreamClient
 
-LIVENESS_INTERVAL_S = 10.0
+LIVENESS_INTERVAL_S = 5.0
 ALIVE_INTERVAL_S = 2.0
 LAST_WORDS_S = 2.0
 
@@ -38,27 +38,44 @@ class WorkerSpec:
     keys: ClientKeys | None = field(default=None, repr=False)
 
 
-def run_worker(config: Config, spec: WorkerSpec) -> None:
-    """One rollout worker, from start to end; returns when the learner says so."""
-    asyncio.run(_run(config, spec))
+def run_worker(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> None:
+    """One rollout worker, from start to end; returns when the learner says so.
+
+    beat: called every few seconds, once the engine is there only after a round trip through it
+    """
+    asyncio.run(_run(config, spec, beat))
 
 
-async def _run(config: Config, spec: WorkerSpec) -> None:
-    engine = await Engine.start(
-        config.model.path,
-        dtype=config.model.dtype,
-        seed=config.run.seed,
-        rollout=config.rollout,
-        max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
-        sync=config.sync,
-        transport=config.transport,
-    )
+async def _run(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> None:
+    engine = await _start_engine(config, beat)
     client = StreamClient(spec.endpoint, max_message_bytes=config.stream.max_message_mib * 2**20, keys=spec.keys)
     try:
-        await RolloutWorker(config, spec, engine, client).run()
+        await RolloutWorker(config, spec, engine, client, beat).run()
     finally:
         client.close()
         await engine.shutdown()
+
+
+async def _start_engine(config: Config, beat: Callable[[], None]) -> Engine:
+    starting = asyncio.create_task(_keep_beating(beat))  # the start has a limit of its own
+    try:
+        return await Engine.start(
+            config.model.path,
+            dtype=config.model.dtype,
+            seed=config.run.seed,
+            rollout=config.rollout,
+            max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
+            sync=config.sync,
+            transport=config.transport,
+        )
+    finally:
+        starting.cancel()
+
+
+async def _keep_beating(beat: Callable[[], None]) -> None:
+    while True:
+        beat()
+        await asyncio.sleep(ALIVE_INTERVAL_S)
 
 
 class RolloutWorker:
@@ -69,7 +86,15 @@ class RolloutWorker:
     and it says hello as a new one; the engine stays. While the learner is away it waits.
     """
 
-    def __init__(self, config: Config, spec: WorkerSpec, engine: Engine, client: StreamClient) -> None:
+    def __init__(
+        self,
+        config: Config,
+        spec: WorkerSpec,
+        engine: Engine,
+        client: StreamClient,
+        beat: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._beat = beat
         self._config = config
         self._spec = spec
         self._engine = engine
@@ -192,6 +217,7 @@ class RolloutWorker:
         while True:
             await asyncio.sleep(LIVENESS_INTERVAL_S)
             await self._engine.check_alive()
+            self._beat()
 
     async def _say_alive(self) -> None:
         """Whoever has a broken engine does not get here: `_watch_engine` ends the worker."""

@@ -45,6 +45,12 @@ class RunConfig(Section):
     max_restarts: int = Field(
         5, ge=0, description="restarts of one process, within ten minutes, after which the run is given up"
     )
+    hang_timeout_s: float = Field(
+        600,
+        ge=30,
+        description="a process that gives no sign of life for so long is ended and started again; longer than a "
+        "micro-batch, an export or a checkpoint takes",
+    )
     final_evaluations: Count = Field(
         1, description="the last evaluations, the untrained model's not counted, averaged as accuracy_after"
     )

@@ -144,6 +144,11 @@ class ClosedTicket:
     untrained_tokens: int = 0
 
     @property
+    def newest_version(self) -> int:
+        """The newest weight version that sampled any of it."""
+        return max(span.version for episode in self.episodes for span in episode.spans)
+
+    @property
     def episodes(self) -> tuple[Episode, ...]:
         """The proposal, if any, then the attempts."""
         return (() if self.proposal is None else (self.proposal,)) + self.attempts

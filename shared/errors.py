@@ -9,6 +9,14 @@ class ConfigError(PrimezeroError):
     """The configuration names an unknown key or an impossible value."""
 
 
+class InstallationError(PrimezeroError):
+    """A library that a run stands on is missing, or of a version that it does not know."""
+
+
+class DiskError(PrimezeroError):
+    """A disk has no room for a run's files, or does not take them."""
+
+
 class ModelFolderError(PrimezeroError):
     """A model folder is missing, incomplete, or does not fit the configuration."""
 
@@ -43,3 +51,7 @@ class WeightSyncError(PrimezeroError):
 
 class CheckpointError(PrimezeroError):
     """A checkpoint cannot be written, is broken, or belongs to a run with other settings."""
+
+
+class JournalError(PrimezeroError):
+    """The journal of acknowledged tickets cannot be opened, read or written."""

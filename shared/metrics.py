@@ -9,18 +9,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from shared.disk import writing
 from shared.errors import ConfigError
 
 
 class MetricsLog:
-    """Appends to a .jsonl file. Not-finite numbers become null, so that every line is valid JSON."""
+    """Appends to a .jsonl file. Not-finite numbers become null, so that every line is valid JSON.
+
+    Raises DiskError where the file takes no more; a line may then be torn, and is cut off by `cut_records`.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("a", buffering=1)
+        self._path = path
+        with writing(path):
+            # A buffer would try again, when it is closed, what has failed before.
+            self._file = path.open("ab", buffering=0)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one object."""
-        self._file.write(json.dumps(_finite(record), allow_nan=False) + "\n")
+        line = memoryview((json.dumps(_finite(record), allow_nan=False) + "\n").encode())
+        with writing(self._path):
+            while line:  # a disk that is nearly full takes a part, and refuses the rest
+                line = line[self._file.write(line) :]
 
     def close(self) -> None:
         """Close the file."""

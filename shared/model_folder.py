@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from shared.errors import ModelFolderError
+from shared.model_config import check_config, read_object
+from shared.weight_files import check_weight_files
 
 _TOKENIZER_FILES = (
     "added_tokens.json",
@@ -24,14 +24,20 @@ _TOKENIZER_FILES = (
 
 
 def check_model_folder(folder: Path) -> None:
-    """Raise ModelFolderError, saying what to do, unless model and tokenizer could be loaded from here."""
+    """Raise ModelFolderError, saying what to do, unless this is a whole model that can be trained, and its tokenizer.
+
+    Of the weights only the headers are read.
+    """
     check_weights(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ModelFolderError(f"{folder} is not a complete model folder: tokenizer.json is missing")
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        read_object(folder / name)
+    stop_tokens(folder)
 
 
 def check_weights(folder: Path, key: str = "model.path") -> None:
-    """Raise ModelFolderError, saying what to do, unless the folder holds a configuration and safetensors weights.
+    """Raise ModelFolderError, saying what to do, unless the folder holds the whole of a model that can be trained.
 
     key: the configuration key that names the folder
     """
@@ -42,8 +48,7 @@ def check_weights(folder: Path, key: str = "model.path") -> None:
         )
     if not (folder / "config.json").is_file():
         raise ModelFolderError(f"{folder} is not a complete model folder: config.json is missing")
-    if not any(folder.glob("*.safetensors")):
-        raise ModelFolderError(f"{folder} has no *.safetensors; other weight formats are not loaded")
+    check_weight_files(folder, check_config(folder))
 
 
 def model_fingerprint(folder: Path) -> str:
@@ -66,24 +71,35 @@ def stop_tokens(folder: Path) -> list[int]:
     """
     tokens: set[int] = set()
     for name in ("config.json", "generation_config.json"):
-        eos = _read(folder / name).get("eos_token_id")
+        eos = read_object(folder / name).get("eos_token_id")
         tokens.update(eos if isinstance(eos, list) else () if eos is None else (eos,))
-    eos_text = _read(folder / "tokenizer_config.json").get("eos_token")
+    eos_text = read_object(folder / "tokenizer_config.json").get("eos_token")
     if isinstance(eos_text, dict):
         eos_text = eos_text.get("content")
     if eos_text is not None:
-        added = _read(folder / "tokenizer.json").get("added_tokens", [])
+        added = read_object(folder / "tokenizer.json").get("added_tokens", [])
         tokens.update(token["id"] for token in added if token["content"] == eos_text)
     if not tokens:
         raise ModelFolderError(f"{folder} names no eos_token_id: completions would never end by themselves")
     if not all(isinstance(token, int) and token >= 0 for token in tokens):
         raise ModelFolderError(f"{folder}: eos_token_id must be token ids, found {sorted(map(str, tokens))}")
+    if (vocabulary := vocabulary_size(folder)) is not None and max(tokens) >= vocabulary:
+        raise ModelFolderError(
+            f"{folder} ends completions by token {max(tokens)}, but the model knows {vocabulary} tokens: its tokenizer "
+            "or generation_config.json is another model's"
+        )
     return sorted(tokens)
+
+
+def vocabulary_size(folder: Path) -> int | None:
+    """Token ids that the model knows are below this; None where its configuration does not say."""
+    size = read_object(folder / "config.json").get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 def context_length(folder: Path) -> int | None:
     """Tokens that the model can read (max_position_embeddings); None where its configuration does not say."""
-    length = _read(folder / "config.json").get("max_position_embeddings")
+    length = read_object(folder / "config.json").get("max_position_embeddings")
     return length if isinstance(length, int) else None
 
 
@@ -101,15 +117,3 @@ def _hash_files(folder: Path, names: Iterable[str]) -> hashlib._Hash:
             content = (folder / name).read_bytes()
             digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelFolderError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ModelFolderError(f"{path} is not a JSON object")
-    return content

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import itertools
 import queue
+import tempfile
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import zmq
 from factories import make_closed
 
 from learner.collector import Collector
+from learner.journal import Journal
 from learner.problem_buffer import ProblemBuffer
+from learner.recovery import recover
 from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import SendStats
@@ -104,19 +108,56 @@ SMALL_BATCHES = {
 }
 
 
-def make_pool(endpoint: str, seeds, *, lineage: int = LINEAGE, clock=None, keys=None, **overrides) -> WorkerPool:
-    """A pool and its collector; batches have six tickets."""
+def make_pool(
+    endpoint: str,
+    seeds,
+    *,
+    lineage: int = LINEAGE,
+    clock=None,
+    keys=None,
+    journal: Journal | None = None,
+    saved: tuple[dict, dict, int] | None = None,
+    version: int = 0,
+    **overrides,
+) -> WorkerPool:
+    """A pool and its collector; batches have six tickets.
+
+    journal, saved: what a learner that goes on from `version` finds: the journal, and the states of buffer and
+        collector with the end of the journal at that time
+    """
     config = load_config(None, [f"--{k}={v}" for k, v in (SMALL_BATCHES | overrides).items()])
+    buffer = ProblemBuffer(seeds, capacity=50, seed=0)
     collector = Collector(
-        ProblemBuffer(seeds, capacity=50, seed=0),
+        buffer,
         tasks=list(Task),
         selfplay=config.selfplay,
         rewards=config.rewards,
         limits=TokenLimits(prompt=10, response=10, vocabulary=100),
         seed=0,
         lineage=lineage,
+        first_batch=version,
     )
-    return WorkerPool(endpoint, config, IDENTITY, collector, keys=keys, **({} if clock is None else {"clock": clock}))
+    if journal is None:
+        with tempfile.TemporaryDirectory() as folder:  # open, the journal outlives its name
+            journal = Journal(Path(folder) / "journal")
+    else:
+        go_on(collector, journal, buffer, saved, version)
+    timed = {} if clock is None else {"clock": clock}
+    return WorkerPool(endpoint, config, IDENTITY, collector, journal, keys=keys, **timed)
+
+
+def go_on(
+    collector: Collector, journal: Journal, buffer: ProblemBuffer, saved: tuple[dict, dict, int] | None, version: int
+) -> None:
+    """As the trainer does with its checkpoint and the journal."""
+    held, since = [], 0
+    if saved is None:
+        collector.open(version, 10**6)
+    else:
+        buffer_state, collector_state, since = saved
+        buffer.restore(buffer_state)
+        held = collector.restore(collector_state)
+    recover(journal, collector, version=version, held=held, since=since)
 
 
 class Clock:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from factories import make_closed
-from fake_worker import make_pool
+from fake_worker import LINEAGE, make_pool
 
 import learner.worker_pool
 from learner.collector import Batch
@@ -65,11 +65,8 @@ class SimulatedRun:
 
     def __init__(self, seeds, *, max_staleness: int, every: int) -> None:
         self.every, self.max_staleness = every, max_staleness
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(learner.worker_pool, "StreamServer", Wire)
-            settings = {"selfplay.max_staleness": max_staleness, "rollout.max_open_tickets": 4}
-            self.pool = make_pool("nowhere", seeds, **settings)
-        self.wire: Wire = self.pool._server
+        self._seeds = seeds
+        self.connect(lineage=LINEAGE)
         self.workers: list[SimulatedWorker] = []
         self.version = 0
         self.batches: list[Batch] = []
@@ -77,6 +74,14 @@ class SimulatedRun:
         self._copies = 0
         self._first: dict[TicketId, float] = {}
         self.sync()
+
+    def connect(self, **place: object) -> None:
+        """Have a pool of this place in the run."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(learner.worker_pool, "StreamServer", Wire)
+            settings = {"selfplay.max_staleness": self.max_staleness, "rollout.max_open_tickets": 4}
+            self.pool = make_pool("nowhere", self._seeds, **place, **settings)
+        self.wire: Wire = self.pool._server
 
     # --- events ---
 
@@ -152,7 +157,7 @@ class SimulatedRun:
         self._update([worker.peer for worker in self.workers if not worker.broken], failing)
         before = dict(self._issued)
         self.pool.open_through(self.version, LAST_BATCH)
-        opened = [t for batch in self.pool._collector._open.values() for t in batch.tickets]
+        opened = [slot.ticket for batch in self.pool._collector._open.values() for slot in batch]
         self._issued = {t.id: t for t in opened} | before
         self._deliver()
 

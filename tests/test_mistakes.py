@@ -361,7 +361,7 @@ def test_mistake_13_no_checkpoint_was_ever_saved(tmp_path):
         config = configured(**{"run.folder": tmp_path, "run.name": kind.__name__})
         with open_run_folder(config) as run:
             store = kind(run.path / "checkpoints", keep=2)
-            store.commit(store.begin(20), TrainerState(20, {}, {}, {}, {}))
+            store.commit(store.begin(20), TrainerState(20, {}, {}, {}, {}, {}, 0))
             found = store.latest()
             assert found is not None
         with open_run_folder(config) as again:

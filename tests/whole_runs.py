@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
 import tempfile
-import uuid
 from pathlib import Path
 
 import psutil
 import pytest
 
+from launch.bench.started_run import StartedRun
 from launch.segments import existing, used_by
+from learner.audit import audit
 
-ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "launch/configs/cpu_demo.toml"
 SMALL = {
     "run.steps": 5,
     "run.evaluate_every": 2,
@@ -28,26 +23,14 @@ SMALL = {
 }
 
 
-class Run:
-    """A `primezero train` of its own; every process it starts carries its mark."""
+class Run(StartedRun):
+    """A small `primezero train` of its own, whose output is read line by line."""
 
-    def __init__(self, folder: Path, model: Path, **overrides: object) -> None:
-        self.folder = folder / "test-run"
+    def __init__(self, folder: Path, model: Path, name: str = "test-run", **overrides: object) -> None:
+        self.model = model
         # Short, for the sockets in it.
         self.temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
-        self._mark = f"PRIMEZERO_TEST={uuid.uuid4().hex}"
-        settings = SMALL | {"run.folder": folder, "run.name": "test-run", "model.path": model} | overrides
-        name, _, value = self._mark.partition("=")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "train", "--config", str(CONFIG)]
-            + [f"--{key}={value}" for key, value in settings.items()],
-            env=os.environ | {name: value, "TMPDIR": str(self.temporary)},
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        super().__init__(folder / name, SMALL | {"model.path": model} | overrides, temporary=self.temporary)
 
     def wait_for(self, pattern: str) -> str:
         """Read the output up to the line that matches."""
@@ -59,36 +42,18 @@ class Run:
                 return line
         pytest.fail(f"{pattern!r} never came:\n{seen}")
 
-    def press_ctrl_c(self) -> None:
-        """A terminal sends the signal to every process of the run's group, not to the launcher alone."""
-        os.killpg(self.process.pid, signal.SIGINT)
-
     def finish(self) -> str:
         """The rest of the output, once the run has ended."""
         return self.process.communicate(timeout=300)[0]
 
-    def processes(self) -> list[psutil.Process]:
-        """Those of the run that are alive."""
-        alive = []
-        for process in psutil.process_iter():
-            try:
-                if self._mark in Path(f"/proc/{process.pid}/environ").read_bytes().decode(errors="replace").split("\0"):
-                    alive.append(process)
-            except OSError:
-                continue
-        return alive
-
     def process_named(self, kind: str, which: int = 0) -> psutil.Process:
         """One of the run's processes of a kind, in the order of their ids: as Ray or vLLM has named it."""
-        found = [p for p in self.processes() if kind in p.name() or kind in " ".join(p.cmdline())]
-        return sorted(found, key=lambda process: process.pid)[which]
-
-    def records(self, name: str) -> list[dict]:
-        return [json.loads(line) for line in (self.folder / name).read_text().splitlines()]
+        return self.find(kind)[which]
 
 
 def check_records(run: Run) -> None:
-    """Every step exactly once, whatever was killed; the engine had the learner's weights after every sync."""
+    """Every step and every ticket once, whatever was killed; after every sync the engine had the learner's weights."""
+    assert audit(run.folder).sound
     steps = run.records("metrics.jsonl")
     summary = json.loads((run.folder / "summary.json").read_text())
     assert [s["step"] for s in steps] == list(range(1, summary["steps"] + 1))

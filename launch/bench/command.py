@@ -5,14 +5,18 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Sequence
+from dataclasses import Field, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from launch.bench.chaos import ChaosSettings, bench_chaos
 from launch.bench.models import SHAPES
+from launch.bench.report import Report
+from launch.bench.soak import SoakSettings, bench_soak
 from launch.bench.sync import SyncSettings, bench_sync
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PrimezeroError
 from shared.metrics import check_writable, write_json
 
 _SYNC_DESCRIPTION = """\
@@ -26,45 +30,118 @@ examples:
 
 --model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
 """
+_SOAK_DESCRIPTION = """\
+Whether anything grows while a run of the CPU demo's configuration goes on: memory and open files
+of each of its processes, its files in shared memory. Ends with 1 where the run dies.
+"""
+_SOAK_EXAMPLES = """\
+examples:
+  primezero bench soak --json soak.json
+  primezero bench soak --minutes 240 --model models/tiny-0
+"""
+_CHAOS_DESCRIPTION = """\
+A run of the CPU demo's configuration whose processes are killed and stopped at random moments of
+a seed, and an audit of what became of its work. Ends with 1 where anything acknowledged was lost
+or trained on twice, or where the run did not finish.
+"""
+_CHAOS_EXAMPLES = """\
+examples:
+  primezero bench chaos --json chaos.json
+  primezero bench chaos --steps 240 --hits 40 --seed 1 --folder chaos-1
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class _Benchmark:
+    """run: given the settings and who is told what is being done; the report, and what should not have come out"""
+
+    name: str
+    explained: str
+    settings: type
+    run: Callable[[Any, Callable[[str], None]], tuple[Report, list[str]]]
+    description: str
+    examples: str
+
+
+def _faultless(bench: Callable[..., Report]) -> Callable[..., tuple[Report, list[str]]]:
+    return lambda settings, say: (bench(settings, say), [])
+
+
+_BENCHMARKS = (
+    _Benchmark(
+        "sync",
+        "weights into a running engine",
+        SyncSettings,
+        _faultless(bench_sync),
+        _SYNC_DESCRIPTION,
+        _SYNC_EXAMPLES,
+    ),
+    _Benchmark(
+        "soak",
+        "what grows in a long run",
+        SoakSettings,
+        _faultless(bench_soak),
+        _SOAK_DESCRIPTION,
+        _SOAK_EXAMPLES,
+    ),
+    _Benchmark(
+        "chaos",
+        "a run whose processes are killed",
+        ChaosSettings,
+        bench_chaos,
+        _CHAOS_DESCRIPTION,
+        _CHAOS_EXAMPLES,
+    ),
+)
 
 
 def add_bench(commands: Any) -> None:
     """Add the `bench` command, with one command of its own for each benchmark, to the parser's `commands`."""
     bench = commands.add_parser("bench", help="measure this machine", description="Measure this machine.")
-    benchmarks = bench.add_subparsers(required=True, metavar="BENCHMARK")
-    sync = benchmarks.add_parser(
-        "sync",
-        help="weights into a running engine",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=_SYNC_DESCRIPTION,
-        epilog=_SYNC_EXAMPLES,
-    )
-    for field in fields(SyncSettings):
-        default: Any = field.default
-        several = isinstance(default, tuple)
-        sync.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=_names if several else type(default),
-            default=default,
-            help=f"{field.metadata['help']}; default {','.join(default) if several else default}",
+    parsers = bench.add_subparsers(required=True, metavar="BENCHMARK")
+    for benchmark in _BENCHMARKS:
+        parser = parsers.add_parser(
+            benchmark.name,
+            help=benchmark.explained,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            description=benchmark.description,
+            epilog=benchmark.examples,
         )
-    sync.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
-    sync.set_defaults(command=_sync)
+        for field in fields(benchmark.settings):
+            _add_setting(parser, field)
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write the report there too")
+        parser.set_defaults(command=partial(_run, benchmark))
+
+
+def _add_setting(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
+    default: Any = field.default
+    several = isinstance(default, tuple)
+    shown = ",".join(default) if several else default
+    parser.add_argument(
+        f"--{field.name.replace('_', '-')}",
+        type=_names if several else type(default),
+        default=default,
+        help=field.metadata["help"] + (f"; default {shown}" if shown != "" else ""),
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _sync(options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _run(benchmark: _Benchmark, options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
-        raise ConfigError(f"{overrides[0]}: a benchmark has no configuration; `primezero bench sync --help` lists all")
+        raise ConfigError(
+            f"{overrides[0]}: a benchmark has no configuration; `primezero bench {benchmark.name} --help` lists all"
+        )
     if options.json is not None:
         check_writable(options.json)
-    settings = SyncSettings(**{f.name: getattr(options, f.name) for f in fields(SyncSettings)})
-    # Ended from outside, as by timeout(1), it still cleans up: the model that it made, and its segment.
+    settings = benchmark.settings(**{f.name: getattr(options, f.name) for f in fields(benchmark.settings)})
+    # Ended from outside, as by timeout(1), it still cleans up: its model, its segment, its run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    report = bench_sync(settings, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True))
+    report, faults = benchmark.run(settings, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True))
     print(report.as_table())
     if options.json is not None:
         write_json(options.json, report.as_json())
+    if faults:
+        raise PrimezeroError("; ".join(faults))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
@@ -15,6 +15,7 @@ from launch.bench.engines import MODES, TRANSPORTS, Sent, SyncedEngine
 from launch.bench.generation import Generation
 from launch.bench.models import BenchModel, bench_model, parameter_count
 from launch.bench.report import Report, Result, machine
+from launch.bench.settings import setting
 from shared.config import Config, RolloutConfig, SyncConfig
 from shared.errors import ConfigError
 
@@ -33,29 +34,25 @@ _SETTLE_STEPS = 8
 Say = Callable[[str], None]
 
 
-def _setting(default: Any, explained: str) -> Any:
-    return field(default=default, metadata={"help": explained})
-
-
 @dataclass(frozen=True, kw_only=True)
 class SyncSettings:
     """Sizes of the benchmark, which are its arguments; each explained for `--help`."""
 
-    model: str = _setting("qwen2.5-0.5b", "a model folder, or a shape")
-    vocabulary: int = _setting(2048, "tokens that a shape has")
-    dtype: str = _setting("bfloat16", "of the weights, as sent and in the engine; or float32")
-    transport: str = _setting("auto", "how the weights travel: shm, ipc, nccl, or auto, by the machine")
-    modes: tuple[str, ...] = _setting(_DEFAULT_MODES, "what becomes of running requests, one or several")
-    syncs: int = _setting(5, "syncs measured in each mode, after one that warms up")
-    requests: int = _setting(16, "requests that run meanwhile")
-    prompt_tokens: int = _setting(64, "of each request")
-    response_tokens: int = _setting(1024, "most of each request; they must not be done before the measurement is")
-    steady_steps: int = _setting(16, "tokens of each request before the sync, at least")
-    steady_s: float = _setting(3.0, "seconds of generation before the sync, at least")
-    engine_threads: int = _setting(1, "CPU threads of the engine")
-    sender_threads: int = _setting(1, "CPU threads of the sender")
-    kv_cache_gib: int = _setting(1, "attention cache on the CPU, GiB")
-    timeout_s: float = _setting(600.0, "limit for each step of the measurement, seconds")
+    model: str = setting("qwen2.5-0.5b", "a model folder, or a shape")
+    vocabulary: int = setting(2048, "tokens that a shape has")
+    dtype: str = setting("bfloat16", "of the weights, as sent and in the engine; or float32")
+    transport: str = setting("auto", "how the weights travel: shm, ipc, nccl, or auto, by the machine")
+    modes: tuple[str, ...] = setting(_DEFAULT_MODES, "what becomes of running requests, one or several")
+    syncs: int = setting(5, "syncs measured in each mode, after one that warms up")
+    requests: int = setting(16, "requests that run meanwhile")
+    prompt_tokens: int = setting(64, "of each request")
+    response_tokens: int = setting(1024, "most of each request; they must not be done before the measurement is")
+    steady_steps: int = setting(16, "tokens of each request before the sync, at least")
+    steady_s: float = setting(3.0, "seconds of generation before the sync, at least")
+    engine_threads: int = setting(1, "CPU threads of the engine")
+    sender_threads: int = setting(1, "CPU threads of the sender")
+    kv_cache_gib: int = setting(1, "attention cache on the CPU, GiB")
+    timeout_s: float = setting(600.0, "limit for each step of the measurement, seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +185,11 @@ def _round(
     cost = sync_cost(running.arrivals, sent.times, _SETTLE_STEPS)
     prefill = None
     if mode in _PREFILLED_AGAIN:
-        afresh = generation(settings.prompt_tokens + cost.context // settings.requests, 2, seed + settings.requests)
+        # As long as those that they stand for: short ones would end while others are still being prefilled.
+        sampled = cost.context // settings.requests
+        afresh = generation(
+            settings.prompt_tokens + sampled, settings.response_tokens - sampled, seed + settings.requests
+        )
         with _started(engine, afresh):
             prefill = _first_tokens(engine, afresh, settings.timeout_s) - afresh.begun
     return Round(sent=sent, cost=cost, plain_copy=plain_copy, prefill=prefill)

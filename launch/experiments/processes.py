@@ -15,6 +15,7 @@ from launch.model_recipe import ROOT
 from shared.processes import signal_at_parents_death
 
 _GOODBYE_S = 60.0
+_GIT_S = 60.0
 # What a commit has to hold for a run to be the same again.
 _CODE = ("shared", "rollout", "learner", "launch", "pyproject.toml")
 
@@ -61,12 +62,14 @@ def code_version(root: Path = ROOT) -> str:
     """The commit that is checked out, with "+changes" where its code has been changed since."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        command = ["git", *arguments]
+        asked = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=_GIT_S)
+        return asked.stdout.strip()
 
     try:
         changed = git("status", "--porcelain", "--", *_CODE)
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown: not a git checkout"
 
 

@@ -27,8 +27,8 @@ def start(tmp_path: Path, format_model: Path) -> Iterator[Callable[..., Run]]:
     """Starts a run; afterwards nothing of it may be left: no process, no segment, no socket."""
     runs: list[Run] = []
 
-    def begin(**overrides: object) -> Run:
-        runs.append(Run(tmp_path, format_model, **overrides))
+    def begin(name: str = "test-run", **overrides: object) -> Run:
+        runs.append(Run(tmp_path, format_model, name, **overrides))
         return runs[-1]
 
     before = leftovers()

@@ -3,8 +3,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from model_files import make_model_folder
 
 from launch.cli import _split_overrides, main
+from learner.journal import Began, Dropped, Journal, Released, Took
+from shared.episodes import TicketId
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,10 +26,26 @@ def test_a_missing_model_folder_says_how_to_make_one(capsys, tmp_path):
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "model.safetensors"])
 def test_an_incomplete_model_folder_says_what_is_missing(capsys, tmp_path, missing):
-    for name in {"config.json", "tokenizer.json", "model.safetensors"} - {missing}:
-        (tmp_path / name).write_text("{}")
+    (make_model_folder(tmp_path) / missing).unlink()
     assert main(["train", "--run.folder", str(tmp_path), "--model.path", str(tmp_path)]) == 1
     assert missing.removeprefix("model") in capsys.readouterr().err
+
+
+def test_an_audit_tells_what_became_of_every_ticket(capsys, tmp_path):
+    assert main(["audit", str(tmp_path)]) == 1
+    assert "has no journal" in capsys.readouterr().err
+    journal = Journal(tmp_path / "journal")
+    journal.append(Began(0, 0))
+    positions = [journal.append(Took(TicketId(0, 0, index), 1, "rollout-0", 0, ())) for index in range(3)]
+    journal.append(Dropped(positions[2], "rolled_back"))
+    journal.append(Released(0, 0, tuple(positions[:2])))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
+    assert main(["audit", str(tmp_path)]) == 0
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (shown["acknowledged"], shown["trained"], shown["dropped"]) == ("3", "2", "rolled_back 1")
+    journal.append(Took(TicketId(0, 0, 4), 1, "rollout-0", 0, ()))
+    assert main(["audit", str(tmp_path)]) == 1
+    assert "lost acknowledged tickets" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

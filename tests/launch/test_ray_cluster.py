@@ -15,8 +15,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from launch import ray_cluster
+from launch import marked_processes, ray_cluster
 from launch.marked_processes import lives
+from launch.ray_cluster import BEATS_INTERVAL_S
 from launch.supervisor import Ended, ProcessDied
 from rollout.worker import WorkerSpec
 from shared.config import Config
@@ -31,6 +32,13 @@ def stand_in() -> type:
 
         Local, so that Ray takes it along.
         """
+
+        def __init__(self):
+            self.beaten = 0
+
+        def beats(self):
+            self.beaten += 1
+            return self.beaten
 
         def run(self, config, spec, log_file):
             import os
@@ -81,6 +89,14 @@ def wait_for_end(cluster: SimpleNamespace) -> Ended:
     while not (ended := cluster.processes.poll(0.5)):
         pass
     return ended[0]
+
+
+def test_ray_s_own_processes_are_marked_too_and_nobody_else_can_enter_the_folder(cluster):
+    marked = marked_processes.marked(f"{cluster.folder}/ray")
+    names = {process.name() for process in marked[f"{cluster.folder}/ray"]}
+    assert {"raylet", "gcs_server"} <= names
+    assert any("Agent" in name for name in names)
+    assert cluster.folder.stat().st_mode & 0o077 == 0
 
 
 def test_one_that_returns_or_raises_says_what(cluster):
@@ -137,14 +153,24 @@ def test_of_one_that_was_killed_nothing_is_left_when_it_is_started_again(cluster
     assert "raylet" not in "".join(capfd.readouterr())
 
 
-def test_one_that_is_stopped_holds_up_nobody_and_can_be_ended(cluster):
+def beats_once_asked_again(cluster: SimpleNamespace) -> int:
+    for _ in range(2):
+        time.sleep(BEATS_INTERVAL_S + 0.5)
+        cluster.processes.beats()
+    return cluster.processes.beats()["stopped"]
+
+
+def test_one_that_is_stopped_holds_up_nobody_shows_no_life_and_can_be_ended(cluster):
     parent, child, held = start(cluster, "stopped")
+    first = beats_once_asked_again(cluster)
     parent.send_signal(signal.SIGSTOP)
     child.send_signal(signal.SIGSTOP)
     for _ in range(4):
         assert cluster.processes.poll(0.5) == []
     assert "stopped" in cluster.processes.running()
+    stopped = beats_once_asked_again(cluster)
     parent.send_signal(signal.SIGCONT)
+    assert beats_once_asked_again(cluster) > stopped >= first > 0
     time.sleep(0.2)
     parent.send_signal(signal.SIGSTOP)
     cluster.processes.end(["stopped"])

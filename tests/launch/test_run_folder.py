@@ -1,12 +1,18 @@
+import errno
+import os
 import re
 import shutil
+import signal
 import stat
+import subprocess
 from dataclasses import asdict
 
 import pytest
 
+from launch.leftovers import Leftovers
 from launch.run_folder import open_run_folder
 from learner.checkpoint import CheckpointStore, TrainerState
+from learner.journal import Began, Journal
 from learner.progress import Summary
 from shared.config_file import load_config
 from shared.errors import CheckpointError, ConfigError
@@ -26,7 +32,7 @@ def enter(config):
 
 def checkpoint(folder, version):
     store = CheckpointStore(folder / "checkpoints", keep=2)
-    store.commit(store.begin(version), TrainerState(version, {}, {}, {}, {}))
+    store.commit(store.begin(version), TrainerState(version, {}, {}, {}, {}, {}, 0))
     return folder / f"checkpoints/step-{version:06}"
 
 
@@ -43,12 +49,30 @@ def test_the_folder_is_private_and_holds_the_resolved_configuration(tmp_path):
 def test_a_run_without_a_checkpoint_is_refused_unless_it_may_be_replaced(tmp_path):
     with open_run_folder(config_for(tmp_path)) as run:
         (run.path / "metrics.jsonl").write_text("{}\n")
-    with pytest.raises(ConfigError, match=r"without a checkpoint.*--run\.overwrite true"):
+    with pytest.raises(ConfigError, match=r"without a checkpoint or a journal.*--run\.overwrite true"):
         enter(config_for(tmp_path))
     assert (run.path / "metrics.jsonl").exists()
     with open_run_folder(config_for(tmp_path, **{"run.overwrite": "true"})) as again:
         assert again.resume_from is None
         assert not (run.path / "metrics.jsonl").exists()
+
+
+def test_a_run_that_never_got_to_a_step_begins_again_with_whatever_settings(tmp_path):
+    enter(config_for(tmp_path))
+    with open_run_folder(config_for(tmp_path, **{"learner.lr": 7})) as again:
+        assert (again.resume_from, again.lineage) == (None, 1)
+        assert load_config(again.path / "config.toml").learner.lr == 7
+
+
+def test_before_its_first_checkpoint_a_run_goes_on_from_its_journal(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        Journal(run.path / "journal").append(Began(0, 0))
+        (run.path / "metrics.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match=r"learner\.lr"):
+        enter(config_for(tmp_path, **{"learner.lr": 7}))
+    with open_run_folder(config_for(tmp_path)) as again:
+        assert (again.resume_from, again.lineage) == (None, 1)
+        assert (run.path / "journal").stat().st_size > 0
 
 
 def test_the_same_command_again_resumes_from_the_newest_checkpoint(tmp_path):
@@ -149,10 +173,41 @@ def test_a_folder_that_others_can_write_is_not_resumed(tmp_path, mode):
         enter(config_for(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/step-000020", "checkpoints/step-000020/state.json"])
+def test_what_lies_elsewhere_or_others_can_write_is_not_resumed(tmp_path, name):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    path = run.path / name
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.chmod(mode | 0o020)
+    with pytest.raises(ConfigError, match=rf"{name} belongs to.*not to be trusted.*chmod"):
+        enter(config_for(tmp_path))
+    path.chmod(mode)
+    moved = path.rename(tmp_path / "elsewhere")
+    path.symlink_to(moved)
+    with pytest.raises(ConfigError, match=rf"{name} is a symbolic link"):
+        enter(config_for(tmp_path))
+    path.unlink()
+    moved.rename(path)
+    enter(config_for(tmp_path))
+
+
+def test_a_disk_that_has_become_read_only_is_a_clear_error_before_anything_starts(tmp_path, monkeypatch):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+
+    def refuse(*_):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("shared.metrics.os.replace", refuse)
+    with pytest.raises(ConfigError, match=r"cannot use the run folder .*Read-only file system; choose.*--run\.folder"):
+        enter(config_for(tmp_path))
+
+
 def test_a_run_that_is_still_going_is_neither_overwritten_nor_joined(tmp_path):
     with open_run_folder(config_for(tmp_path)) as run:
         for settings in ({"run.overwrite": "true"}, {}):
-            with pytest.raises(ConfigError, match="still going"):
+            with pytest.raises(ConfigError, match=r"still going.*STOP.*another --run\.name"):
                 enter(config_for(tmp_path, **settings))
     assert (run.path / "config.toml").exists()
 
@@ -170,3 +225,46 @@ def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot use the run folder"):
         enter(config_for(tmp_path / "file"))
+
+
+def test_resume_demands_a_run_to_go_on_with(tmp_path):
+    def resume(**overrides):
+        with open_run_folder(config_for(tmp_path, **overrides), resume=True) as run:
+            return run
+
+    with pytest.raises(ConfigError, match=r"no run in .*mine to resume: check --run\.folder"):
+        resume()
+    assert list(tmp_path.iterdir()) == []
+    with open_run_folder(config_for(tmp_path)) as run:
+        newest = checkpoint(run.path, 20)
+    with pytest.raises(ConfigError, match=r"--run\.overwrite"):
+        resume(**{"run.overwrite": "true"})
+    assert newest.exists()
+    assert resume().resume_from == newest
+
+
+@pytest.mark.parametrize("overwrite", ["true", "false"])
+def test_what_an_earlier_start_left_on_the_machine_is_removed_by_the_next(tmp_path, overwrite):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    folder = tmp_path / "primezero-left"
+    folder.mkdir(mode=0o700)
+    sleeper = subprocess.Popen(["sleep", "100"], env=os.environ | {"PRIMEZERO_PROCESS": f"{folder}/rollout-0"})
+    try:
+        Leftovers.of(folder).write(run.path / "leftovers.json")
+        with open_run_folder(config_for(tmp_path, **{"run.overwrite": overwrite})):
+            assert sleeper.wait(10) == -signal.SIGKILL
+            assert not folder.exists()
+            assert not (run.path / "leftovers.json").exists()
+    finally:
+        sleeper.kill()
+
+
+def test_a_run_that_still_lives_loses_nothing_to_a_second_start(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        folder = tmp_path / "primezero-used"
+        folder.mkdir(mode=0o700)
+        Leftovers.of(folder).write(run.path / "leftovers.json")
+        with pytest.raises(ConfigError, match="still going"):
+            enter(config_for(tmp_path))
+        assert folder.exists()

@@ -36,6 +36,7 @@ from shared.errors import (
     WorkerFailedError,
 )
 
+HANG_S = 100.0
 SUMMARY = Summary(0.1, 0.2, 0.3, {}, None, None, 5, 1.0, 10, 100, 6, 0)
 PASSING = [
     EngineError("e"),
@@ -59,6 +60,7 @@ class World:
         self.on_record: Summary | None = None
         self.lineage = 0
         self.coming: list[tuple[float, Ended]] = []
+        self.hanging: set[str] = set()
         names = [f"learner-{rank}" for rank in range(ranks)]
         self.units = {"learner": names} | {f"rollout-{i}": [f"rollout-{i}"] for i in range(workers)}
         learner, *rest = (self.unit(name) for name in self.units)
@@ -67,6 +69,7 @@ class World:
             learner,
             rest,
             max_restarts=max_restarts,
+            hang_timeout_s=HANG_S,
             logs=Path("logs"),
             finished=lambda: self.on_record,
             on_restart=self.restarts.append,
@@ -112,10 +115,14 @@ class World:
 
     def end(self, names: list[str]) -> None:
         self.alive -= set(names)
+        self.hanging -= set(names)
         self.coming = [(when, ended) for when, ended in self.coming if ended.name not in names]
 
     def running(self) -> set[str]:
         return set(self.alive)
+
+    def beats(self) -> dict[str, int]:
+        return {name: -1 if name in self.hanging else int(self.now) for name in self.alive}
 
     def everyone(self) -> set[str]:
         return {name for names in self.units.values() for name in names}
@@ -232,6 +239,65 @@ def test_a_rank_that_fails_because_another_died_is_no_error_of_its_own(error, la
     else:
         with pytest.raises(PrimezeroError, match=str(error)):
             world.pass_time(60)
+
+
+def test_a_worker_that_hangs_is_ended_and_started_again_and_the_record_says_why():
+    world = World()
+    world.pass_time(20)
+    world.hanging.add("rollout-1")
+    world.pass_time(HANG_S - 5)
+    assert world.restarts == []
+    world.pass_time(10)
+    assert world.alive == world.everyone()
+    assert [r.reason for r in world.restarts] == ["rollout-1 hangs: no sign of life for 100 s (run.hang_timeout_s)"]
+    world.pass_time(HANG_S * 3)
+    assert len(world.restarts) == 1
+
+
+@pytest.mark.parametrize("stuck", [["learner-0"], ["learner-1"], ["learner-0", "learner-1"]])
+def test_a_rank_that_hangs_ends_all_ranks_once(stuck):
+    world = World()
+    world.pass_time(20)
+    world.hanging.update(stuck)
+    world.pass_time(HANG_S + 5)
+    assert world.alive == world.everyone()
+    (restart,) = world.restarts
+    assert (restart.unit, restart.origin.lineage) == ("learner", 1)
+    assert restart.reason.startswith(f"{stuck[0]} hangs")
+    assert [name for _, name in world.started].count("rollout-0") == 1
+
+
+def test_one_that_hangs_again_and_again_ends_the_run():
+    world = World(max_restarts=2)
+    for _ in range(2):
+        world.hanging.add("rollout-0")
+        world.pass_time(HANG_S + 10)
+    assert len(world.restarts) == 2
+    world.hanging.add("rollout-0")
+    with pytest.raises(PrimezeroError, match=r"rollout-0 hangs.* after 2 restarts .*see logs/rollout-0\.log"):
+        world.pass_time(HANG_S + 10)
+
+
+def test_a_launcher_that_stood_still_itself_takes_nobody_for_hanging():
+    world = World()
+    world.pass_time(20)
+    world.hanging.update(world.alive)
+    world.now += HANG_S * 10
+    world.pass_time(10)
+    world.hanging.clear()
+    world.pass_time(HANG_S * 2)
+    assert world.restarts == []
+
+
+def test_nobody_is_called_hanging_once_there_is_a_summary():
+    world = World()
+    world.ends(Ended("learner-0", result=SUMMARY))
+    world.hanging.add("rollout-0")
+    world.pass_time(HANG_S * 2)
+    world.supervisor.watch(0.5)
+    world.now += 5
+    assert world.supervisor.watch(0.5) == SUMMARY
+    assert world.restarts == []
 
 
 def test_a_learner_that_died_with_everything_on_record_is_not_started_again():

@@ -9,7 +9,9 @@ from shared.errors import CheckpointError
 def write(store, version, weights=b"weights", model="a"):
     partial = store.begin(version)
     (partial / POLICY / "rank-0.pt").write_bytes(weights)
-    state = TrainerState(version, {"model": model}, {"problems": [version]}, {"cells": {}}, {"entropy": 0.5})
+    state = TrainerState(
+        version, {"model": model}, {"problems": [version]}, {"cells": {}}, {"entropy": 0.5}, {"open": {}}, 7
+    )
     store.commit(partial, state)
     return state
 

@@ -320,3 +320,13 @@ def test_a_broken_model_folder_is_named(model_folder, tmp_path, damage, message)
     damage(folder)
     with pytest.raises(ModelFolderError, match=message):
         make_policy(folder)
+
+
+def test_every_micro_batch_of_an_update_is_a_sign_of_life(model_folder):
+    policy = make_policy(model_folder, CONFIG.model_copy(update={"max_tokens": 15}))
+    beats: list[int] = []
+    policy._beat = lambda: beats.append(1)
+    batch = random_batch(rows=14)
+    micro_batches = policy._own_micro_batches(policy._plan(batch))
+    policy.train(batch)
+    assert len(beats) == len(micro_batches) > 3

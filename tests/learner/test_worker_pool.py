@@ -240,3 +240,20 @@ def test_parity_within_tolerance_passes_and_beyond_it_stops():
     for theirs in ([-1.0, -2.001], [-1.0, float("nan")], [-1.0]):
         with pytest.raises(WeightSyncError, match="weight sync"):
             check_parity(ours, theirs, worker="w", version=3, tolerance=1e-4)
+
+
+def test_who_waits_shows_life_and_who_does_not_shows_none(pools, monkeypatch):
+    monkeypatch.setattr("learner.worker_pool.BEAT_S", 0.02)
+    pool, endpoint = pools(**{"stream.batch_timeout_s": 0.5})
+    beats: list[float] = []
+    pool._beat = lambda: beats.append(time.monotonic())
+    worker = joined(pool, endpoint)
+    pool.open_through(0, 9)
+    before = len(beats)
+    with pytest.raises(StreamTimeoutError):
+        pool.wait_for_batch(0)
+    after = len(beats)
+    assert after - before > 5
+    time.sleep(0.2)
+    assert len(beats) == after
+    worker.leave()

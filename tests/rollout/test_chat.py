@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -74,4 +75,23 @@ def test_a_tokenizer_without_a_chat_template_is_a_model_folder_error(folder, tmp
     shutil.copytree(folder, base)
     (base / "chat_template.jinja").unlink()
     with pytest.raises(ModelFolderError, match="no chat template"):
+        ChatTokenizer.from_folder(base)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    largest = json.loads((base / "config.json").read_text())["vocab_size"] - 1
+    config = (base / "config.json").read_text()
+    ChatTokenizer.from_folder(base)
+    (base / "config.json").write_text(config.replace(f'"vocab_size": {largest + 1}', f'"vocab_size": {largest}'))
+    with pytest.raises(ModelFolderError, match=f"ids up to {largest}, but the model knows {largest} tokens"):
+        ChatTokenizer.from_folder(base)
+
+
+def test_a_template_that_cannot_be_used_is_a_model_folder_error(folder, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    (base / "chat_template.jinja").write_text("{% for message in %}")
+    with pytest.raises(ModelFolderError, match=r"the chat template in .* cannot be used"):
         ChatTokenizer.from_folder(base)

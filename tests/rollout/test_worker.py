@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from factories import make_closed, make_problem
 
-from rollout.worker import RolloutWorker, WorkerSpec
+from rollout.worker import RolloutWorker, WorkerSpec, _start_engine
 from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import Task, Ticket, TicketId
@@ -300,6 +300,34 @@ async def test_what_is_meant_for_an_earlier_incarnation_is_ignored(worker):
     await learner.inbox.put(msg.Call(8, msg.Sleep()))
     assert await learner.next() == msg.Reply(8, msg.Done())
     assert worker._engine.done.count("asleep") == 1
+
+
+async def test_signs_of_life_come_from_round_trips_through_the_engine_alone(worker, monkeypatch):
+    monkeypatch.setattr("rollout.worker.LIVENESS_INTERVAL_S", 0.01)
+    beats, answers = [], asyncio.Semaphore(2)
+    worker._beat = lambda: beats.append(1)
+    monkeypatch.setattr(worker._engine, "check_alive", answers.acquire, raising=False)
+    watching = asyncio.create_task(worker._watch_engine())
+    await asyncio.sleep(0.3)
+    assert len(beats) == 2  # the third time the engine does not answer
+    answers.release()
+    await asyncio.sleep(0.1)
+    assert len(beats) == 3
+    watching.cancel()
+
+
+async def test_while_the_engine_starts_the_worker_shows_life(monkeypatch):
+    async def start(*_, **__):
+        await asyncio.sleep(0.1)
+        return "engine"
+
+    monkeypatch.setattr("rollout.worker.ALIVE_INTERVAL_S", 0.01)
+    monkeypatch.setattr("rollout.worker.Engine.start", start)
+    beats = []
+    assert await _start_engine(load_config(None), lambda: beats.append(1)) == "engine"
+    assert (before := len(beats)) > 2
+    await asyncio.sleep(0.1)
+    assert len(beats) == before
 
 
 async def test_on_a_new_connection_its_work_goes_on_and_what_is_not_acknowledged_is_sent_again(worker):

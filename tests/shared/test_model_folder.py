@@ -1,6 +1,5 @@
-import json
-
 import pytest
+from model_files import make_model_folder
 
 from shared.errors import ModelFolderError
 from shared.model_folder import (
@@ -14,13 +13,7 @@ from shared.model_folder import (
 
 @pytest.fixture
 def folder(tmp_path):
-    made = tmp_path / "model"
-    made.mkdir()
-    (made / "config.json").write_text(json.dumps({"hidden_size": 64}))
-    (made / "model.safetensors").write_bytes(b"weights")
-    (made / "tokenizer.json").write_text("{}")
-    (made / "chat_template.jinja").write_text("{{ messages }}")
-    return made
+    return make_model_folder(tmp_path / "model")
 
 
 def test_a_complete_folder_passes(folder):
@@ -64,6 +57,7 @@ def test_a_folder_that_is_missing_says_how_to_make_one(tmp_path):
 
 
 def test_stop_tokens_come_from_everything_that_names_them(folder):
+    (folder / "config.json").write_text("{}")
     with pytest.raises(ModelFolderError, match="eos_token_id"):
         stop_tokens(folder)
     (folder / "config.json").write_text('{"eos_token_id": 2}')
@@ -71,3 +65,16 @@ def test_stop_tokens_come_from_everything_that_names_them(folder):
     (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
     (folder / "tokenizer.json").write_text('{"added_tokens": [{"id": 7, "content": "<end>"}]}')
     assert stop_tokens(folder) == [2, 5, 7]
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokenizer_that_cannot_be_read_is_named(folder, name):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ModelFolderError, match=f"cannot read .*{name}.*download it again"):
+        check_model_folder(folder)
+
+
+def test_an_end_of_turn_that_the_model_cannot_sample_is_refused(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": 8}')
+    with pytest.raises(ModelFolderError, match="by token 8, but the model knows 8 tokens"):
+        check_model_folder(folder)

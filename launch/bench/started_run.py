@@ -1,0 +1,106 @@
+"""A `primezero train` of its own, as a user starts it; all its processes are known by a mark that they inherit."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import psutil
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "launch/configs/cpu_demo.toml"
+VARIABLE = "PRIMEZERO_STARTED_RUN"
+# What Ray and vLLM name the processes of a run, besides the launcher.
+KINDS = {"learner": "LearnerProcess", "rollout": "RolloutProcess", "engine": "EngineCore"}
+_TAIL_LINES = 15
+
+
+class StartedRun:
+    """The CPU demo's configuration with `settings`, in the run folder `folder`.
+
+    temporary: where its processes keep temporary files; short, for the sockets in it
+    output: takes what it prints; by default a pipe, `process.stdout`
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Mapping[str, object],
+        *,
+        temporary: Path,
+        output: int | IO[str] = subprocess.PIPE,
+    ) -> None:
+        self.folder = folder
+        self._mark = uuid.uuid4().hex
+        settings = {"run.folder": folder.parent, "run.name": folder.name, **settings}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "launch.cli", "train", "--config", str(CONFIG)]
+            + [f"--{key}={value}" for key, value in settings.items()],
+            env=os.environ | {VARIABLE: self._mark, "TMPDIR": str(temporary)},
+            cwd=ROOT,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def press_ctrl_c(self) -> None:
+        """A terminal sends the signal to every process of the run's group, not to the launcher alone."""
+        os.killpg(self.process.pid, signal.SIGINT)
+
+    def processes(self) -> list[psutil.Process]:
+        """Those of the run that are alive, in the order of their ids."""
+        mark = f"{VARIABLE}={self._mark}".encode()
+        alive = []
+        for pid in sorted(psutil.pids()):
+            with contextlib.suppress(OSError, psutil.NoSuchProcess):
+                if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                    alive.append(psutil.Process(pid))
+        return alive
+
+    def find(self, kind: str) -> list[psutil.Process]:
+        """The run's processes of a kind, in the order of their ids: as Ray or vLLM has named it."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if kind in process.name() or kind in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """The whole lines of a .jsonl file of the run's folder; [] while there is none."""
+        path = self.folder / name
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def step(self) -> int:
+        """The newest step on record; it goes back with the learner."""
+        steps = self.records("metrics.jsonl")
+        return steps[-1]["step"] if steps else 0
+
+    def summary(self) -> dict[str, Any] | None:
+        """summary.json, once the run is complete."""
+        path = self.folder / "summary.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def kill(self) -> None:
+        """End whatever is left of it, at once."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def last_lines(output: Path) -> str:
+    """What a run printed last, for an error."""
+    return "\n".join(output.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
