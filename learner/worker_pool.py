@@ -76,6 +76,7 @@ class WorkerPool:
         self._changed = threading.Condition()
         self._workers: dict[bytes, Worker] = {}
         self._greeted: set[bytes] = set()
+        self._sent_away: dict[Member, str] = {}
         self._waiting: deque[Ticket] = deque()
         self._calls: dict[int, PendingCall] = {}
         # Not from 0: a reply to a call of an earlier learner must not pass for one to ours.
@@ -212,6 +213,7 @@ class WorkerPool:
         with self._changed:
             if (worker := self._find(member)) is not None:
                 self._server.send(worker.peer, msg.Refused(reason))
+                self._sent_away[member] = reason  # it may have to be told again
                 self._leave(worker.peer, reason)
 
     def check_forwards(self, members: Iterable[Member], version: int) -> None:
@@ -414,7 +416,8 @@ class WorkerPool:
         member = Member(hello.worker, hello.incarnation)
         worker = self._find(member)
         if worker is None and hello.resumes:
-            self._server.send(peer, msg.Forgotten(hello.incarnation))
+            reason = self._sent_away.get(member)
+            self._server.send(peer, msg.Refused(reason) if reason else msg.Forgotten(hello.incarnation))
             return
         for old in list(self._workers.values()):
             if old is not worker and (old.peer == peer or old.member.name == hello.worker):

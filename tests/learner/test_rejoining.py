@@ -198,6 +198,15 @@ def test_who_resumes_keeps_its_tickets_and_is_told_again_what_it_may_have_missed
     again.leave()
 
 
+def test_who_was_sent_away_is_told_so_again_on_another_connection(pool, workers, endpoint):
+    worker = workers()
+    prove(pool, worker)
+    pool.send_away(*pool.members(), "it failed a call")
+    again = FakeWorker(endpoint, "rollout-0").hello(incarnation=worker.incarnation, resumes=True)
+    assert again.get(msg.Refused).reason == "it failed a call"
+    again.leave()
+
+
 def test_nobody_takes_a_workers_place_without_its_incarnation(pool, workers, endpoint):
     worker = workers()
     prove(pool, worker)
