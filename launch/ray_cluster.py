@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -33,8 +34,11 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Otherwise the raylet has a page of guesses printed here for every process that dies.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+# Whoever may speak to Ray can have code run here.
+os.environ["RAY_AUTH_MODE"] = "token"
 import psutil
 import ray
+import ray._private.services
 from ray.exceptions import RayError, RayTaskError
 
 NOTES_INTERVAL_S = 2.0
@@ -47,6 +51,7 @@ KILLED_S = 30.0
 START_ATTEMPTS = 3
 START_S = 120.0
 OBJECT_STORE_BYTES = 100 * 2**20
+TOKEN = secrets.token_hex(32)
 
 
 class Cluster:
@@ -91,6 +96,11 @@ class Cluster:
         raise AssertionError("unreachable")
 
     def _start_ray(self) -> None:
+        token = self._folder / "token"
+        token.touch(mode=0o600)
+        token.write_text(TOKEN)
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # it would count for more
         # Ray's own processes have it from here; those of the run are given another.
         os.environ[marked_processes.VARIABLE] = self._mark("ray")
         # Its own limits do not cover a process of its that stops in the middle. Killed, it is noticed.
@@ -98,7 +108,8 @@ class Cluster:
         late.daemon = True
         late.start()
         try:
-            self._init_ray()
+            with _loopback():
+                self._init_ray()
         finally:
             late.cancel()
 
@@ -238,6 +249,17 @@ def _ended(name: str, reference: Any) -> Ended:
         return Ended(name, error=error.cause)
     except RayError:  # it died, or never came to life; Ray's reasons are a page of guesses
         return Ended(name, error=ProcessDied())
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray takes 127.0.0.1 for this machine's outer address, at which all that it starts would then listen."""
+    resolve = ray._private.services.resolve_ip_for_localhost
+    ray._private.services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        ray._private.services.resolve_ip_for_localhost = resolve
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

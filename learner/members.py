@@ -20,7 +20,7 @@ class Member:
 
 @dataclass(slots=True)
 class Worker:
-    """peer: its connection; gone: since when that has been broken, if it is
+    """peer: its connection; gone: since when something could not be sent there, until it says hello again
     heard: when it last sent anything, seconds
     version: the newest weights that it has been shown to have; None for a newcomer, which gets no work
     open: tickets that it works on

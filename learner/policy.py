@@ -27,6 +27,7 @@ from learner.packing import MicroBatch, StepPlan, plan_step
 from learner.policy_weights import PolicyWeights
 from learner.random_state import load_random_state, save_random_state
 from learner.reference import ReferenceModel
+from learner.rendezvous import AT_MASTER_ADDRESS
 from learner.train_metrics import TrainMetrics
 from shared.config import LearnerConfig
 from shared.errors import CheckpointError
@@ -322,7 +323,12 @@ def _init_distributed(rank: int, world_size: int) -> None:
     # Its shared-memory collectives are compiled at the first start; gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(
-        rank=rank, world_size=world_size, auto_mpi_discovery=False, verbose=False, timeout=LONGEST_WAIT
+        rank=rank,
+        world_size=world_size,
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=LONGEST_WAIT,
+        init_method=AT_MASTER_ADDRESS,
     )
 
 

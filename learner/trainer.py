@@ -17,6 +17,7 @@ from learner.batch_metrics import batch_metrics
 from learner.checkpoint import POLICY, CheckpointStore, TrainerState, read_state
 from learner.collector import Collector
 from learner.evaluations import Evaluations
+from learner.greeting import Identity
 from learner.journal import JOURNAL, Journal
 from learner.members import Member
 from learner.normalise import Normaliser, SelectedRows
@@ -30,7 +31,7 @@ from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import WeightSender
 from learner.weight_sync import WeightSync
-from learner.worker_pool import Identity, WorkerPool
+from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.config import Config
 from shared.disk import reason, what_to_do, writing

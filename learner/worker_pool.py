@@ -9,10 +9,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from learner.collector import Batch, Collector
+from learner.greeting import Identity, check_hello, missed
 from learner.journal import Journal, Released, Took, whole_frames
 from learner.members import Member, PendingCall, Turnover, Worker, deal
 from shared import messages as msg
@@ -31,23 +31,15 @@ STRANGERS_KEPT = 1000
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a worker must have in common with the learner."""
-
-    model: str
-    tokenizer: str
-    environment: str
-
-
 class WorkerPool:
     """Deals tickets to workers as credit, collects what they close, and calls them.
 
     Workers come and go. A newcomer gets tickets once `prove` says which weights it has been shown to have. One that
-    reports failure, is silent for `stream.worker_timeout_s`, is not back RECONNECT_S after its connection broke, or
-    says hello as another incarnation has left: its open tickets are issued again, ahead of all others. A connection on
-    which nobody has said hello is asked to; what else comes on it is counted in `rejected` and dropped. Whoever names
-    an incarnation that is here resumes it: it keeps its tickets, and is told again what it may have missed.
+    reports failure, is silent for `stream.worker_timeout_s`, has not said hello RECONNECT_S after it could not be sent
+    to, or says hello as another incarnation has left: its open tickets are issued again, ahead of all others. A
+    connection on which nobody has said hello is asked to; what else comes on it is counted in `rejected` and dropped.
+    Whoever names an incarnation that is here resumes it: it keeps its tickets, and is told again what it may have
+    missed.
 
     Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
     lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
@@ -76,6 +68,7 @@ class WorkerPool:
         self._changed = threading.Condition()
         self._workers: dict[bytes, Worker] = {}
         self._greeted: set[bytes] = set()
+        self._sent_away: dict[Member, str] = {}
         self._waiting: deque[Ticket] = deque()
         self._calls: dict[int, PendingCall] = {}
         # Not from 0: a reply to a call of an earlier learner must not pass for one to ours.
@@ -212,6 +205,7 @@ class WorkerPool:
         with self._changed:
             if (worker := self._find(member)) is not None:
                 self._server.send(worker.peer, msg.Refused(reason))
+                self._sent_away[member] = reason  # it may have to be told again
                 self._leave(worker.peer, reason)
 
     def check_forwards(self, members: Iterable[Member], version: int) -> None:
@@ -348,7 +342,9 @@ class WorkerPool:
                 self._server.count(f"{type(message).__name__} of a worker that is not known")
                 self._ask_to_greet(peer)
             else:
-                worker.heard, worker.gone = self._clock(), None
+                worker.heard = self._clock()
+                if worker.gone is not None:  # something that it was to be told is lost
+                    self._ask_to_greet(peer)
                 self._handle_known(worker, message, buffers)
             self._changed.notify_all()
 
@@ -403,18 +399,12 @@ class WorkerPool:
         call.results[member] = reply.result
 
     def _welcome(self, peer: bytes, hello: msg.Hello) -> None:
-        ours, theirs = self._identity, Identity(hello.model, hello.tokenizer, hello.environment)
-        if hello.protocol != msg.PROTOCOL_VERSION:
-            raise MessageError(
-                f"the worker speaks another protocol version: {hello.protocol}, the learner {msg.PROTOCOL_VERSION}"
-            )
-        for part in ("model", "tokenizer", "environment"):
-            if getattr(ours, part) != getattr(theirs, part):
-                raise MessageError(f"the worker has another {part} than the learner")
+        check_hello(hello, self._identity)
         member = Member(hello.worker, hello.incarnation)
         worker = self._find(member)
         if worker is None and hello.resumes:
-            self._server.send(peer, msg.Forgotten(hello.incarnation))
+            reason = self._sent_away.get(member)
+            self._server.send(peer, msg.Refused(reason) if reason else msg.Forgotten(hello.incarnation))
             return
         for old in list(self._workers.values()):
             if old is not worker and (old.peer == peer or old.member.name == hello.worker):
@@ -437,11 +427,5 @@ class WorkerPool:
         del self._workers[worker.peer]
         self._workers[peer] = worker
         worker.peer, worker.heard, worker.gone = peer, self._clock(), None
-        self._server.send(peer, msg.Welcome(self._collector.lineage, member.incarnation))
-        if worker.version is not None:
-            self._server.send(peer, msg.ProbePassed(worker.version))
-        if worker.open:
-            self._server.send(peer, msg.Work(tuple(self._collector.issued(id) for id in sorted(worker.open))))
-        for id, call in self._calls.items():
-            if member in call.waiting:
-                self._server.send(peer, msg.Call(id, call.requests[member]))
+        for message in missed(worker, self._collector, self._calls):
+            self._server.send(peer, message)

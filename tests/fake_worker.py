@@ -13,13 +13,14 @@ import zmq
 from factories import make_closed
 
 from learner.collector import Collector
+from learner.greeting import Identity
 from learner.journal import Journal
 from learner.problem_buffer import ProblemBuffer
 from learner.recovery import recover
 from learner.ticket_check import TokenLimits
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import SendStats
-from learner.worker_pool import Identity, WorkerPool
+from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import Evaluation, Task, TaskAccuracy, Ticket

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -106,6 +109,22 @@ def test_one_that_returns_or_raises_says_what(cluster):
     assert isinstance(ended["raises"].error, EngineError)
     assert str(ended["raises"].error) == "no engine"
     assert cluster.processes.running() == set()
+
+
+def test_ray_listens_on_loopback_alone_and_asks_for_a_token(cluster):
+    processes = psutil.Process().children(recursive=True)
+    ports = {c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert ports
+    assert {address.ip.removeprefix("::ffff:") for address in ports} == {"127.0.0.1"}
+    token = cluster.folder / "token"
+    assert token.stat().st_mode & 0o777 == 0o600
+    asked = ray_cluster.ray.get_runtime_context().gcs_address
+    code = f"from ray._raylet import GcsClient; GcsClient(address={asked!r}); print('let in')"
+    for secret, let_in in ((token.read_text(), True), ("0" * 64, False)):
+        env = os.environ | {"RAY_AUTH_TOKEN": secret, "RAY_gcs_server_request_timeout_seconds": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=100)
+        assert ("let in" in done.stdout) == let_in
+        assert let_in or "InvalidAuthToken" in done.stderr
 
 
 def test_of_one_that_was_killed_nothing_is_left_when_it_is_started_again(cluster, capfd):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+from random_batches import free_port
 from whole_runs import Run, loaded
 
 from shared.config_file import load_config
@@ -16,7 +17,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 
 
 def test_two_rollout_workers_at_learning_rate_zero_change_nothing(start, format_model):
-    run = start(**{"rollout.workers": 2, "learner.lr": 0})
+    endpoint = f"tcp://127.0.0.1:{free_port()}"  # where others have a socket file
+    run = start(**{"rollout.workers": 2, "learner.lr": 0, "stream.endpoint": endpoint})
     output = run.finish()
     assert run.process.returncode == 0, output
     steps = run.records("metrics.jsonl")

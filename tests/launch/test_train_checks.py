@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 from pathlib import Path
 
 import pytest
 from characters import CharacterChat
 
-from launch.train import check_held_out, check_lengths, seed_stages
+import launch.train
+from launch.train import check_held_out, check_lengths, seed_stages, train
 from rollout.environment import make_environment
 from shared.config import Config
 from shared.config_file import load_config
@@ -105,3 +107,13 @@ def test_a_share_that_holds_nothing_out_is_refused(tmp_path):
     check(0.2)
     with pytest.raises(ConfigError, match=r"environment\.held_out=0\.0001 holds no deduction problem out"):
         check(0.0001)
+
+
+def test_a_port_that_is_taken_is_an_error_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.train, "check_model_folder", lambda *_, **__: None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = "tcp://{}:{}".format(*taken.getsockname())
+        config = configured(tmp_path, stream__endpoint=endpoint, run__folder=tmp_path / "runs")
+        with pytest.raises(ConfigError, match=rf"cannot listen at {endpoint}: .*in use.*--stream.endpoint"):
+            train(config)
+    assert not (tmp_path / "runs").exists()

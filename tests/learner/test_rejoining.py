@@ -198,6 +198,40 @@ def test_who_resumes_keeps_its_tickets_and_is_told_again_what_it_may_have_missed
     again.leave()
 
 
+def test_who_was_sent_away_is_told_so_again_on_another_connection(pool, workers, endpoint):
+    worker = workers()
+    prove(pool, worker)
+    pool.send_away(*pool.members(), "it failed a call")
+    again = FakeWorker(endpoint, "rollout-0").hello(incarnation=worker.incarnation, resumes=True)
+    assert again.get(msg.Refused).reason == "it failed a call"
+    again.leave()
+
+
+def test_who_did_not_read_for_a_while_is_told_everything_again_or_given_up(pool, workers, clock):
+    worker = workers()
+    prove(pool, worker)
+    pool.open_through(0, 9)
+    mine = work_of(worker, 6)
+    for _ in range(2):
+        (peer,) = pool._workers
+        pool._gone(peer)  # a message for it was dropped
+        worker.send(msg.Alive())
+        worker.get(msg.Greet)
+        worker.send(msg.Hello(msg.PROTOCOL_VERSION, "rollout-0", worker.incarnation, "m", "t", "e", resumes=True))
+        worker.welcomed()
+        worker.get(msg.ProbePassed)
+        assert list(worker.get(msg.Work).tickets) == mine
+        clock.pass_by(10, pool)
+        pool._sweep()
+        assert len(pool.members()) == 1
+    pool._gone(peer)
+    worker.send(msg.Alive())
+    worker.get(msg.Greet)
+    clock.pass_by(10, pool)
+    pool._sweep()
+    assert pool.members() == []
+
+
 def test_nobody_takes_a_workers_place_without_its_incarnation(pool, workers, endpoint):
     worker = workers()
     prove(pool, worker)

@@ -9,6 +9,7 @@ from fake_worker import Clock, FourCalls, ObedientWorker, make_pool, until
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import SendStats
 from learner.weight_sync import WeightSync
+from learner.worker_pool import RECONNECT_S
 from shared import messages as msg
 from shared.errors import StreamTimeoutError, WeightSyncError
 
@@ -34,12 +35,14 @@ class Setup:
         return self.workers[-1]
 
     def notice_the_death_of(self, worker: ObedientWorker) -> None:
-        """As soon as it is dead, rather than after `stream.worker_timeout_s`: something is sent to it."""
-        member = next(member for member in self.pool.members() if member.name == worker.name)
+        """As soon as it is dead, not after `stream.worker_timeout_s`: something is sent to it, and time passes."""
+        (known,) = [known for known in self.pool._workers.values() if known.member.name == worker.name]
 
         def send() -> None:
             worker.join()
-            until(lambda: self.pool._server.send(member.peer, msg.Ack(0)) or member not in self.pool.members())
+            until(lambda: self.pool._server.send(known.peer, msg.Ack(0)) or known.gone is not None)
+            self.clock.pass_by(RECONNECT_S, self.pool)
+            self.pool._sweep()
 
         threading.Thread(target=send, daemon=True).start()
 

@@ -1,0 +1,34 @@
+"""Where the learner's ranks can be reached while they find each other and afterwards."""
+
+import os
+import subprocess
+import sys
+
+from random_batches import free_port
+
+SCRIPT = """
+import psutil, torch.distributed
+from learner.rendezvous import AT_MASTER_ADDRESS
+torch.distributed.init_process_group("gloo", init_method=AT_MASTER_ADDRESS)
+torch.distributed.barrier()
+listening = {c.laddr.ip for c in psutil.Process().net_connections("inet") if c.status == "LISTEN"}
+print(torch.distributed.get_rank(), *listening)
+torch.distributed.barrier()
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_ranks_listen_on_loopback_alone():
+    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT],
+            env=env | {"RANK": str(rank), "WORLD_SIZE": "2"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [rank.communicate(timeout=100)[0].split() for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert said == [["0", "127.0.0.1"], ["1", "127.0.0.1"]]
