@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from launch.marked_processes import unnamed
 from launch.segments import existing, used_by
 
 ROOT = Path(__file__).parents[1]
@@ -68,8 +69,8 @@ class Run:
         return self.process.communicate(timeout=300)[0]
 
     def processes(self) -> list[psutil.Process]:
-        """Those of the run that are alive."""
-        alive = []
+        """Those of the run that are alive; Ray's agents, whose environment is wiped, by the files they keep open."""
+        alive = list(unnamed(self.temporary))
         for process in psutil.process_iter():
             try:
                 if self._mark in Path(f"/proc/{process.pid}/environ").read_bytes().decode(errors="replace").split("\0"):
