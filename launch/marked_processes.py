@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -23,6 +24,27 @@ def marked(prefix: str) -> dict[str, set[psutil.Process]]:
                 if name == VARIABLE and value.startswith(prefix):
                     found.setdefault(value, set()).add(psutil.Process(pid))
     return found
+
+
+def unnamed(folder: Path) -> set[psutil.Process]:
+    """Other processes without any environment that keep a file of this folder open.
+
+    Ray's agents wipe theirs, mark and all, when they give themselves a title.
+    """
+    found = set()
+    for pid in set(psutil.pids()) - {os.getpid()}:
+        with contextlib.suppress(OSError, psutil.NoSuchProcess):
+            if not Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") and _keeps_open(pid, f"{folder}/"):
+                found.add(psutil.Process(pid))
+    return found
+
+
+def _keeps_open(pid: int, prefix: str) -> bool:
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if os.readlink(descriptor).startswith(prefix):
+                return True
+    return False
 
 
 def end(processes: Collection[psutil.Process], *, leave_s: float, killed_s: float) -> list[psutil.Process]:

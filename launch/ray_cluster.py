@@ -137,7 +137,7 @@ class Cluster:
 
     def _end(self) -> None:
         self._note()
-        processes = set().union(*self._trees.values())
+        processes = marked_processes.unnamed(self._folder).union(*self._trees.values())
         with contextlib.suppress(PrimezeroError):  # what does not leave is killed
             within(SHUTDOWN_S, "ending the run's processes", self._shut_down)
         # Some of Ray's own helpers would stay for minutes.

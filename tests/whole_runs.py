@@ -29,8 +29,8 @@ class Run(StartedRun):
     def __init__(self, folder: Path, model: Path, name: str = "test-run", **overrides: object) -> None:
         self.model = model
         # Short, for the sockets in it.
-        self.temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
-        super().__init__(folder / name, SMALL | {"model.path": model} | overrides, temporary=self.temporary)
+        temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
+        super().__init__(folder / name, SMALL | {"model.path": model} | overrides, temporary=temporary)
 
     def wait_for(self, pattern: str) -> str:
         """Read the output up to the line that matches."""

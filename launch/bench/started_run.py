@@ -15,6 +15,8 @@ from typing import IO, Any
 
 import psutil
 
+from launch.marked_processes import unnamed
+
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "launch/configs/cpu_demo.toml"
 VARIABLE = "PRIMEZERO_STARTED_RUN"
@@ -38,7 +40,7 @@ class StartedRun:
         temporary: Path,
         output: int | IO[str] = subprocess.PIPE,
     ) -> None:
-        self.folder = folder
+        self.folder, self.temporary = folder, temporary
         self._mark = uuid.uuid4().hex
         settings = {"run.folder": folder.parent, "run.name": folder.name, **settings}
         self.process = subprocess.Popen(
@@ -59,12 +61,12 @@ class StartedRun:
     def processes(self) -> list[psutil.Process]:
         """Those of the run that are alive, in the order of their ids."""
         mark = f"{VARIABLE}={self._mark}".encode()
-        alive = []
-        for pid in sorted(psutil.pids()):
+        alive = list(unnamed(self.temporary))
+        for pid in psutil.pids():
             with contextlib.suppress(OSError, psutil.NoSuchProcess):
                 if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     alive.append(psutil.Process(pid))
-        return alive
+        return sorted(alive, key=lambda process: process.pid)
 
     def find(self, kind: str) -> list[psutil.Process]:
         """The run's processes of a kind, in the order of their ids: as Ray or vLLM has named it."""

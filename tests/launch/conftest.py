@@ -24,7 +24,7 @@ def format_model(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def start(tmp_path: Path, format_model: Path) -> Iterator[Callable[..., Run]]:
-    """Starts a run; afterwards nothing of it may be left: no process, no segment, no socket."""
+    """Starts a run; afterwards nothing of it may be left: no process, Ray's helpers included, no segment, no socket."""
     runs: list[Run] = []
 
     def begin(name: str = "test-run", **overrides: object) -> Run:
@@ -34,12 +34,16 @@ def start(tmp_path: Path, format_model: Path) -> Iterator[Callable[..., Run]]:
     before = leftovers()
     yield begin
     for run in runs:
+        unfinished = run.process.poll() is None
+        if unfinished:  # its reaper removes the rest
+            run.process.kill()
         deadline = time.monotonic() + 10
         while run.processes() and time.monotonic() < deadline:
             time.sleep(0.2)
         left = [" ".join(p.cmdline())[:100] for p in run.processes()]
         for process in run.processes():
             process.kill()
+        assert not unfinished
         assert left == []
         assert list(run.temporary.glob("primezero-*")) == []
         assert [path for path in run.temporary.rglob("*") if path.is_socket()] == []

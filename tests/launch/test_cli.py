@@ -71,6 +71,14 @@ def test_prompts_that_cannot_fit_are_refused_before_anything_starts(capsys, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_resume_without_a_run_to_resume_begins_none(capsys, tmp_path, model):
+    settings = ["--run.folder", str(tmp_path / "runs"), "--model.path", str(model)]
+    fitting = ["--sampling.max_response_tokens", "12", "--sampling.max_prompt_tokens", "500"]
+    assert main(["train", "--resume", *settings, *fitting]) == 1
+    assert "leave --resume out to begin one" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_config_lists_every_key_with_a_word_on_it(capsys):
     assert main(["config"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -91,11 +91,12 @@ def wait_for_end(cluster: SimpleNamespace) -> Ended:
     return ended[0]
 
 
-def test_ray_s_own_processes_are_marked_too_and_nobody_else_can_enter_the_folder(cluster):
-    marked = marked_processes.marked(f"{cluster.folder}/ray")
-    names = {process.name() for process in marked[f"{cluster.folder}/ray"]}
-    assert {"raylet", "gcs_server"} <= names
-    assert any("Agent" in name for name in names)
+def test_ray_s_own_processes_are_known_too_and_nobody_else_can_enter_the_folder(cluster):
+    mark = f"{cluster.folder}/ray"
+    known = marked_processes.marked(mark)[mark] | marked_processes.unnamed(cluster.folder)
+    children = set(psutil.Process().children(recursive=True))
+    assert {"raylet", "gcs_server"} <= {child.name() for child in children}
+    assert children <= known
     assert cluster.folder.stat().st_mode & 0o077 == 0
 
 

@@ -231,6 +231,29 @@ def test_a_record_of_another_boot_names_no_process_and_no_segment_only_a_folder(
         sleeper.wait(10)
 
 
+def test_one_that_wiped_its_environment_is_known_by_the_files_that_it_keeps_open_and_a_reader_is_spared(tmp_path):
+    folder = tmp_path / "primezero-here"
+    folder.mkdir(mode=0o700)
+    keep = f"exec 3>>{folder}/log; echo up; exec"
+    wiped = subprocess.Popen(["bash", "-c", f"{keep} env -i sleep 100"], stdout=subprocess.PIPE)
+    reader = subprocess.Popen(["bash", "-c", f"{keep} sleep 100"], stdout=subprocess.PIPE)
+    elsewhere = subprocess.Popen(["sleep", "100"], env={})
+    try:
+        for process in (wiped, reader):
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"up\n"
+        while psutil.Process(wiped.pid).environ():
+            time.sleep(0.02)
+        Leftovers.of(folder).write(tmp_path / RECORD_FILE)
+        remove_leftovers(tmp_path)
+        assert wiped.wait(10) == -signal.SIGKILL
+        assert (reader.poll(), elsewhere.poll()) == (None, None)
+    finally:
+        for process in (wiped, reader, elsewhere):
+            process.kill()
+            process.wait(10)
+
+
 @pytest.mark.parametrize("named", ["somewhere", "primezero-link"])
 def test_a_folder_is_left_alone_that_no_start_would_have_made(tmp_path, named):
     folder = tmp_path / named

@@ -122,7 +122,7 @@ class World:
         return set(self.alive)
 
     def beats(self) -> dict[str, int]:
-        return {name: -1 if name in self.hanging else int(self.now) for name in self.alive}
+        return {name: -1 if name in self.hanging else int(self.now) for name in sorted(self.alive)}
 
     def everyone(self) -> set[str]:
         return {name for names in self.units.values() for name in names}
