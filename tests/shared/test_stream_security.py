@@ -100,18 +100,17 @@ async def test_keys_of_another_run_are_refused_and_told_once_it_has_lasted(strea
 
 
 async def test_a_peer_without_a_key_is_refused_and_counted(stream):
-    context = zmq.Context()
-    plain = context.socket(zmq.DEALER)
-    plain.setsockopt(zmq.LINGER, 0)
-    plain.connect(stream.endpoint)
-    plain.send(msg.encode(msg.Alive())[0])
-    await stream.rejects("a peer without a key")
-    plain.close()
-    context.term()
+    # ZMTP 3.1's greeting with mechanism NULL. libzmq itself would at times leave before the server has read it.
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
+    host, port = stream.endpoint.removeprefix("tcp://").split(":")
+    with socket.create_connection((host, int(port))) as plain:
+        plain.sendall(greeting)
+        await stream.rejects("a peer without a key")
     assert stream.inbox.empty()
 
 
-async def test_something_that_is_no_learner_at_the_address_is_an_error_of_the_worker(tmp_path):
+async def test_something_that_is_no_learner_at_the_address_is_an_error_of_the_worker(monkeypatch):
+    monkeypatch.setattr("shared.transport.client.HANDSHAKE_PATIENCE_S", 0.3)
     context = zmq.Context()
     other = context.socket(zmq.ROUTER)  # it speaks, but shows no key
     port = other.bind_to_random_port("tcp://127.0.0.1")
