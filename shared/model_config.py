@@ -27,7 +27,7 @@ def check_config(folder: Path) -> int:
     named = named if isinstance(named, list) else []
     if not any(name in ARCHITECTURES for name in named):
         raise ModelFolderError(
-            f"{path} names the architecture {_listed(map(str, named)) or 'none'}, which cannot be trained: it must be "
+            f"{path} names the architecture {_listed(map(str, named)) or 'none'}, which is not supported: it must be "
             f"a causal language model of {_listed(ARCHITECTURES)}"
         )
     if config.get("quantization_config"):

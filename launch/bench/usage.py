@@ -13,8 +13,9 @@ from launch.bench.growth import Sample, Usage
 from launch.segments import used_by
 
 _ACTORS = ("LearnerProcess", "RolloutProcess")
-# Parts of command lines, and what they are called.
-_NAMES = ("EngineCore", "Worker", "resource_tracker", "spawn_main", "IDLE", "reaper")
+# What processes call themselves, and modules that Python processes run.
+_TITLES = ("EngineCore", "Worker", "IDLE")
+_MODULES = ("resource_tracker", "spawn_main", "reaper")
 
 
 class Watch:
@@ -52,8 +53,11 @@ def label(owner: str | None, words: Sequence[str], name: str) -> str:
     line = " ".join(words)
     if owner is not None and any(actor in line for actor in _ACTORS):
         return owner
+    title = words[0] if words else name
     script = next((Path(word).stem for word in words[1:] if word.endswith(".py")), Path(name).name)
-    what = next((known for known in _NAMES if known in line or known in name), script)
+    # The raylet's command line has those of its workers in it.
+    known = [*(t for t in _TITLES if t in title), *(m for m in _MODULES if m in line and "python" in title)]
+    what = known[0] if known else script
     return f"{owner or 'ray'} {what}"
 
 

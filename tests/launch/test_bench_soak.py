@@ -68,6 +68,13 @@ def test_every_label_is_reported_and_the_sum_but_not_who_was_there_only_once():
         ("rollout-1", ["python", "-c", "from multiprocessing.resource_tracker import main"], "python3.11", None),
         ("learner-1", ["ray::LearnerProcess.run"], "ray::LearnerPro", "learner-1"),
         (None, ["ray::IDLE"], "ray::IDLE", "ray IDLE"),
+        ("rollout-0", ["VLLM::Worker"], "VLLM::Worker", "rollout-0 Worker"),
+        (
+            None,
+            ["/lib/raylet/raylet", "--command=python x/default_worker.py Worker resource_tracker"],
+            "raylet",
+            "ray raylet",
+        ),
         (None, ["python", "-u", "/lib/ray/_private/log_monitor.py", "--x"], "python", "ray log_monitor"),
         (None, ["/lib/ray/core/gcs_server", "--log_dir=x"], "gcs_server", "ray gcs_server"),
     ],

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 from characters import CharacterChat, answer, make_sample
+from model_files import CONFIG, make_model_folder
 
 import launch.evaluate
 from launch.cli import main
@@ -73,10 +74,8 @@ def folder(tmp_path) -> Path:
 
 
 def model_folder(path: Path) -> Path:
-    path.mkdir(parents=True)
-    (path / "config.json").write_text('{"max_position_embeddings": 4000}')
-    for name in ("tokenizer.json", "model.safetensors"):
-        (path / name).write_text("{}")
+    make_model_folder(path)
+    (path / "config.json").write_text(json.dumps(CONFIG | {"max_position_embeddings": 4000}))
     return path
 
 

@@ -308,8 +308,8 @@ def damage_by_omission(folder: Path) -> None:
     ("damage", "message"),
     [
         (damage_nothing, "does not exist"),
-        (damage_config, "cannot load"),
-        (damage_weights, "cannot load"),
+        (damage_config, "cannot read"),
+        (damage_weights, "ends within its header"),
         (damage_by_pickle, "no \\*.safetensors"),
         (damage_by_omission, "model.norm.weight"),
     ],

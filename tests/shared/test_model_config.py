@@ -21,8 +21,8 @@ def test_what_can_be_trained_passes(tmp_path, architecture):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"architectures": ["BertForMaskedLM"]}, r"BertForMaskedLM, which cannot be trained.*Qwen2ForCausalLM"),
-        ({"architectures": None}, r"architecture none, which cannot be trained"),
+        ({"architectures": ["BertForMaskedLM"]}, r"BertForMaskedLM, which is not supported.*Qwen2ForCausalLM"),
+        ({"architectures": None}, r"architecture none, which is not supported"),
         ({"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, r"auto_map.*is never run"),
         ({"quantization_config": {"quant_method": "gptq"}}, r"quantized"),
         ({"sliding_window": 4096}, r"sliding window"),
