@@ -27,14 +27,15 @@ def marked(prefix: str) -> dict[str, set[psutil.Process]]:
 
 
 def unnamed(folder: Path) -> set[psutil.Process]:
-    """Other processes without any environment that keep a file of this folder open.
+    """Other processes whose environment is overwritten from its start on, and that keep a file of this folder open.
 
-    Ray's agents wipe theirs, mark and all, when they give themselves a title.
+    Ray's agents write the title that they give themselves over it, and zeros behind: over the mark, or not that far.
     """
     found = set()
     for pid in set(psutil.pids()) - {os.getpid()}:
         with contextlib.suppress(OSError, psutil.NoSuchProcess):
-            if not Path(f"/proc/{pid}/environ").read_bytes().strip(b"\0") and _keeps_open(pid, f"{folder}/"):
+            overwritten = Path(f"/proc/{pid}/environ").read_bytes()[:1] in (b"", b"\0")
+            if overwritten and _keeps_open(pid, f"{folder}/"):
                 found.add(psutil.Process(pid))
     return found
 

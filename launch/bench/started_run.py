@@ -61,11 +61,11 @@ class StartedRun:
     def processes(self) -> list[psutil.Process]:
         """Those of the run that are alive, in the order of their ids."""
         mark = f"{VARIABLE}={self._mark}".encode()
-        alive = list(unnamed(self.temporary))
+        alive = unnamed(self.temporary)
         for pid in psutil.pids():
             with contextlib.suppress(OSError, psutil.NoSuchProcess):
                 if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    alive.append(psutil.Process(pid))
+                    alive.add(psutil.Process(pid))
         return sorted(alive, key=lambda process: process.pid)
 
     def find(self, kind: str) -> list[psutil.Process]:

@@ -39,13 +39,13 @@ def test_of_a_run_whose_launcher_is_killed_nothing_is_left_and_the_same_command_
     assert private.stat().st_mode & 0o077 == 0
     run.process.kill()
     killed = time.monotonic()
-    while run.processes() or private.exists():
-        assert time.monotonic() - killed < CLEAN_S, [*run.processes(), private]
+    # A process that is about to end has no environment any more to be known by, but still its ports.
+    while run.processes() or private.exists() or ports & listening():
+        assert time.monotonic() - killed < CLEAN_S, [*run.processes(), private, ports & listening()]
         time.sleep(0.05)
     record_property("seconds until nothing is left", round(time.monotonic() - killed, 2))
     assert [path for path in segments if path.exists()] == []
     assert leftovers() <= before
-    assert ports & listening() == set()
     assert str(private) in (run.folder / "logs/reaper.log").read_text()
 
     saved = max(int(path.name.removeprefix("step-")) for path in (run.folder / "checkpoints").glob("step-*"))

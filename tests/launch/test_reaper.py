@@ -231,25 +231,42 @@ def test_a_record_of_another_boot_names_no_process_and_no_segment_only_a_folder(
         sleeper.wait(10)
 
 
-def test_one_that_wiped_its_environment_is_known_by_the_files_that_it_keeps_open_and_a_reader_is_spared(tmp_path):
+# As a title is written over the environment: zeros from its start on (field 50 of /proc/self/stat), but not to its end.
+OVERWRITE_ENVIRONMENT = """
+import ctypes, sys, time
+start = int(open("/proc/self/stat").read().rpartition(")")[2].split()[47])
+file = open(sys.argv[1], "a")
+ctypes.memset(start, 0, 100)
+print("up", flush=True)
+time.sleep(100)
+"""
+
+
+def test_who_has_overwritten_its_environment_is_known_by_the_files_it_keeps_open_and_a_reader_is_spared(tmp_path):
     folder = tmp_path / "primezero-here"
     folder.mkdir(mode=0o700)
     keep = f"exec 3>>{folder}/log; echo up; exec"
     wiped = subprocess.Popen(["bash", "-c", f"{keep} env -i sleep 100"], stdout=subprocess.PIPE)
+    titled = subprocess.Popen(
+        [sys.executable, "-c", OVERWRITE_ENVIRONMENT, folder / "log"],
+        stdout=subprocess.PIPE,
+        env={"FIRST": "x" * 200, "LAST": "x" * 200},
+    )
     reader = subprocess.Popen(["bash", "-c", f"{keep} sleep 100"], stdout=subprocess.PIPE)
     elsewhere = subprocess.Popen(["sleep", "100"], env={})
     try:
-        for process in (wiped, reader):
+        for process in (wiped, titled, reader):
             assert process.stdout is not None
             assert process.stdout.readline() == b"up\n"
         while psutil.Process(wiped.pid).environ():
             time.sleep(0.02)
+        assert Path(f"/proc/{titled.pid}/environ").read_bytes().rstrip(b"\0").endswith(b"x" * 200)
         Leftovers.of(folder).write(tmp_path / RECORD_FILE)
         remove_leftovers(tmp_path)
-        assert wiped.wait(10) == -signal.SIGKILL
+        assert wiped.wait(10) == titled.wait(10) == -signal.SIGKILL
         assert (reader.poll(), elsewhere.poll()) == (None, None)
     finally:
-        for process in (wiped, reader, elsewhere):
+        for process in (wiped, titled, reader, elsewhere):
             process.kill()
             process.wait(10)
 
