@@ -37,7 +37,7 @@ class ChaosSettings:
     hits: int = setting(20, "blows that the run is dealt")
     seed: int = setting(0, "of the hits, the run, and the model that is made")
     stopped_s: float = setting(10.0, "from SIGSTOP to SIGCONT")
-    vanish_s: float = setting(120.0, "limit for everything of a run to vanish whose launcher was killed")
+    vanish_s: float = setting(10.0, "limit for everything of a run to vanish whose launcher was killed")
     stalled_s: float = setting(900.0, "the run is given up when it makes no step for so long")
     folder: str = setting("", "a new folder for the run, which stays; by default kept only if something goes wrong")
 
