@@ -110,6 +110,7 @@ def test_sizes_that_make_no_sense_are_refused(settings, said):
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_short_soak_reports_every_process_of_a_run(tmp_path, format_model):
     sizes = "--minutes 0.5 --baseline-minute 0.1 --window-minutes 0.1 --interval-s 1"

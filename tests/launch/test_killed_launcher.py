@@ -57,6 +57,7 @@ def test_of_a_run_whose_launcher_is_killed_nothing_is_left_and_the_same_command_
     assert not Path(run.folder / "leftovers.json").exists()
 
 
+@pytest.mark.slow
 def test_a_worker_that_stands_still_for_ever_is_ended_and_started_again(start):
     run = start(**{"run.steps": 10_000, "run.time_limit_s": "none", "run.hang_timeout_s": 45})
     run.wait_for(r"step +2/")
