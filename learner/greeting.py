@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from learner.calls import Calls
 from learner.collector import Collector
-from learner.members import PendingCall, Worker
+from learner.members import Worker
 from shared import messages as msg
 from shared.errors import MessageError
 
@@ -31,13 +32,11 @@ def check_hello(hello: msg.Hello, ours: Identity) -> None:
             raise MessageError(f"the worker has another {part} than the learner")
 
 
-def missed(worker: Worker, collector: Collector, calls: Mapping[int, PendingCall]) -> Iterator[msg.Message]:
+def missed(worker: Worker, collector: Collector, calls: Calls) -> Iterator[msg.Message]:
     """What was said to a worker, and may not have arrived: all that it has yet to do."""
     yield msg.Welcome(collector.lineage, worker.member.incarnation)
     if worker.version is not None:
         yield msg.ProbePassed(worker.version)
     if worker.open:
         yield msg.Work(tuple(collector.issued(id) for id in sorted(worker.open)))
-    for id, call in calls.items():
-        if worker.member in call.waiting:
-            yield msg.Call(id, call.requests[worker.member])
+    yield from calls.asked_of(worker.member)

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from shared import messages as msg
 from shared.episodes import Ticket, TicketId
 
 
@@ -32,16 +31,6 @@ class Worker:
     gone: float | None = None
     version: int | None = None
     open: set[TicketId] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class PendingCall:
-    """A call: what it asks, what of whom, who has yet to answer, and the answers."""
-
-    what: str
-    requests: Mapping[Member, msg.Request]
-    waiting: set[Member] = field(default_factory=set)
-    results: dict[Member, msg.Result] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

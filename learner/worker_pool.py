@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import secrets
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from learner.calls import Calls
 from learner.collector import Batch, Collector
 from learner.greeting import Identity, check_hello, missed
 from learner.journal import Journal, Released, Took, whole_frames
-from learner.members import Member, PendingCall, Turnover, Worker, deal
+from learner.members import Member, Turnover, Worker, deal
 from shared import messages as msg
 from shared.config import Config
 from shared.episodes import ClosedTicket, Ticket
@@ -70,9 +69,7 @@ class WorkerPool:
         self._greeted: set[bytes] = set()
         self._sent_away: dict[Member, str] = {}
         self._waiting: deque[Ticket] = deque()
-        self._calls: dict[int, PendingCall] = {}
-        # Not from 0: a reply to a call of an earlier learner must not pass for one to ours.
-        self._call_ids = itertools.count(secrets.randbits(48))
+        self._calls = Calls()
         self._failure: PrimezeroError | None = None
         self._last_loss: str | None = None
         self._attention = False
@@ -160,13 +157,10 @@ class WorkerPool:
     def start_call(self, requests: Mapping[Member, msg.Request]) -> int:
         """Send each member its request; `finish_call` takes the returned id. Who has left has failed."""
         with self._changed:
-            id = next(self._call_ids)
-            what = " and ".join(sorted({type(request).__name__ for request in requests.values()}))
-            call = self._calls[id] = PendingCall(what, requests)
-            for member, request in requests.items():
-                if (worker := self._find(member)) is not None:
-                    call.waiting.add(member)
-                    self._server.send(worker.peer, msg.Call(id, request))
+            workers = {worker.member: worker for worker in self._workers.values()}
+            id = self._calls.begin(requests, here=set(workers))
+            for member in filter(workers.__contains__, requests):
+                self._server.send(workers[member].peer, msg.Call(id, requests[member]))
             return id
 
     def is_settled(self, id: int) -> bool:
@@ -190,7 +184,7 @@ class WorkerPool:
                 self.send_away(member, f"{call.what} was not answered within {timeout_s:g} s")
         finally:
             with self._changed:
-                del self._calls[id]
+                self._calls.end(id)
         for member, result in call.results.items():
             if isinstance(result, msg.CallFailed):
                 self.send_away(member, f"{call.what}: {result.reason}")
@@ -292,8 +286,7 @@ class WorkerPool:
         self._waiting.extendleft(reversed(again))
         self._turnover.workers_lost += worker.version is not None
         self._turnover.tickets_reissued += len(again)
-        for call in self._calls.values():
-            call.waiting.discard(member)
+        self._calls.without(member)
         self._attention = True
         self._deal()
         self._changed.notify_all()
@@ -361,7 +354,8 @@ class WorkerPool:
             case msg.Closed():
                 self._close(worker, message, buffers)
             case msg.Reply():
-                self._answered(worker.member, message)
+                if not self._calls.answer(worker.member, message):
+                    self._server.count("a reply to no call")
             case msg.Alive():
                 pass
             case msg.Failed():
@@ -389,14 +383,6 @@ class WorkerPool:
         self, ticket: Ticket, closed: ClosedTicket, worker: Worker, message: msg.Closed, buffers: Sequence[msg.Frame]
     ) -> int:
         return self._journal.append(Took.of(ticket, closed, worker.member.name, whole_frames(message, buffers)))
-
-    def _answered(self, member: Member, reply: msg.Reply) -> None:
-        call = self._calls.get(reply.id)
-        if call is None or member not in call.waiting:
-            self._server.count("a reply to no call")
-            return
-        call.waiting.discard(member)
-        call.results[member] = reply.result
 
     def _welcome(self, peer: bytes, hello: msg.Hello) -> None:
         check_hello(hello, self._identity)

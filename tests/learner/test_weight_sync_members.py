@@ -52,7 +52,7 @@ class Setup:
         def answered() -> bool:
             others = len(self.workers) - 1
             asked = worker.said[-1:] == [worker.silent_at]
-            return asked and any(len(call.results) == others for call in list(self.pool._calls.values()))
+            return asked and any(len(call.results) == others for call in list(self.pool._calls._calls.values()))
 
         def pass_by() -> None:
             until(answered)
