@@ -223,8 +223,8 @@ class Collector:
         for problems in self._stages.get(batch, {}).values():
             for problem in problems:
                 self._buffer.add(problem)
-        # Not by the lineage: a run that goes on from a checkpoint is the run that was never interrupted.
-        rng = random.Random(f"tickets {self._seed} {batch}")
+        # As in lineage 0, whichever this is: a run that goes on from a checkpoint is one that was never interrupted.
+        rng = random.Random(f"tickets {self._seed} 0 {batch}")
         kinds = [
             *["proposal"] * self._selfplay.proposals_per_task,
             *["buffer"] * self._selfplay.buffer_problems_per_task,
