@@ -66,8 +66,9 @@ def cluster() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pz", dir="/tmp") as folder:
         patch.setattr(ray_cluster, "RolloutProcess", stand_in())
         (Path(folder) / "logs").mkdir()
+        others = set(psutil.Process().children(recursive=True))
         with ray_cluster.Cluster(Path(folder), Path(folder) / "logs") as started:
-            yield SimpleNamespace(processes=started, logs=Path(folder) / "logs", folder=Path(folder))
+            yield SimpleNamespace(processes=started, logs=Path(folder) / "logs", folder=Path(folder), others=others)
 
 
 def start(cluster: SimpleNamespace, name: str) -> tuple[psutil.Process, psutil.Process, Path]:
@@ -93,8 +94,8 @@ def wait_for_end(cluster: SimpleNamespace) -> Ended:
 
 def test_ray_s_own_processes_are_known_too_and_nobody_else_can_enter_the_folder(cluster):
     mark = f"{cluster.folder}/ray"
+    children = set(psutil.Process().children(recursive=True)) - cluster.others
     known = marked_processes.marked(mark)[mark] | marked_processes.unnamed(cluster.folder)
-    children = set(psutil.Process().children(recursive=True))
     assert {"raylet", "gcs_server"} <= {child.name() for child in children}
     assert children <= known
     assert cluster.folder.stat().st_mode & 0o077 == 0
