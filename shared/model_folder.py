@@ -33,7 +33,12 @@ def check_model_folder(folder: Path) -> None:
         raise ModelFolderError(f"{folder} is not a complete model folder: tokenizer.json is missing")
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         read_object(folder / name)
-    stop_tokens(folder)
+    last = stop_tokens(folder)[-1]
+    if (vocabulary := vocabulary_size(folder)) is not None and last >= vocabulary:
+        raise ModelFolderError(
+            f"{folder} ends completions by token {last}, but the model knows {vocabulary} tokens: its tokenizer or "
+            "generation_config.json is another model's"
+        )
 
 
 def check_weights(folder: Path, key: str = "model.path") -> None:
@@ -83,11 +88,6 @@ def stop_tokens(folder: Path) -> list[int]:
         raise ModelFolderError(f"{folder} names no eos_token_id: completions would never end by themselves")
     if not all(isinstance(token, int) and token >= 0 for token in tokens):
         raise ModelFolderError(f"{folder}: eos_token_id must be token ids, found {sorted(map(str, tokens))}")
-    if (vocabulary := vocabulary_size(folder)) is not None and max(tokens) >= vocabulary:
-        raise ModelFolderError(
-            f"{folder} ends completions by token {max(tokens)}, but the model knows {vocabulary} tokens: its tokenizer "
-            "or generation_config.json is another model's"
-        )
     return sorted(tokens)
 
 
