@@ -1,5 +1,5 @@
 import pytest
-from model_files import make_model_folder
+from model_files import VOCABULARY, make_model_folder
 
 from shared.errors import ModelFolderError
 from shared.model_folder import (
@@ -18,6 +18,16 @@ def folder(tmp_path):
 
 def test_a_complete_folder_passes(folder):
     check_model_folder(folder)
+
+
+@pytest.mark.parametrize(("token", "known"), [(VOCABULARY - 1, True), (VOCABULARY, False)])
+def test_a_stop_token_that_the_model_does_not_know_is_refused(folder, token, known):
+    (folder / "generation_config.json").write_text(f'{{"eos_token_id": {token}}}')
+    if known:
+        check_model_folder(folder)
+    else:
+        with pytest.raises(ModelFolderError, match=f"ends completions by token {token}, but the model knows"):
+            check_model_folder(folder)
 
 
 def test_other_weight_formats_do_not_count(folder):
