@@ -6,7 +6,6 @@ CPU thread. What it is taught comes from `environment.demonstration` alone.
 
 from __future__ import annotations
 
-import itertools
 import os
 import random
 import shutil
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.tiny_tokenizer import new_tokenizer
 from rollout.chat import ChatTokenizer
 from rollout.environment import Environment, make_environment
 from rollout.evaluation import Attempt, task_accuracy
@@ -27,13 +27,6 @@ from shared.errors import ModelFolderError
 
 Progress = Callable[[int, float], None]
 
-_PAD, _TURN_START, _TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-_CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
 _README = (
     "A tiny model that stands in for an Instruct model on the CPU: random initial weights, then a short "
     "supervised warm start on the answer format. Made by primezero; of no use for anything else.\n"
@@ -131,7 +124,7 @@ def _make(
     progress: Progress | None,
 ) -> WarmStartReport:
     (folder / "README.md").write_text(_README)
-    tokenizer = _new_tokenizer(env, settings)
+    tokenizer = new_tokenizer(env, settings.vocabulary, settings.max_positions)
     tokenizer.save_pretrained(folder)
     with _reproducible(seed), _without_progress_bars():
         model = _new_model(tokenizer, settings)
@@ -185,49 +178,6 @@ def _without_progress_bars() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
-
-
-def _new_tokenizer(env: Environment, settings: TinyModelSettings) -> Any:
-    """Byte-level BPE over our own prompts: digits one by one, whole phrases merged into single tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE())
-    # Without the usual word-splitting regex, a phrase between two numbers can become one token.
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocabulary,
-        special_tokens=[_PAD, _TURN_START, _TURN_END],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(_tokenizer_texts(env), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=_TURN_END,
-        pad_token=_PAD,
-        additional_special_tokens=[_TURN_START],
-        chat_template=_CHAT_TEMPLATE,
-        model_max_length=settings.max_positions,
-        padding_side="left",
-        # For Qwen2 models transformers 5 puts its own word-splitting Qwen2Tokenizer in place of any other class, unless
-        # the folder names custom code; without trust_remote_code it then takes the saved class. No code is named.
-        auto_map={"AutoTokenizer": [None, None]},
-    )
-
-
-def _tokenizer_texts(env: Environment, rows: int = 300) -> Iterator[str]:
-    """Demonstration chats, split at the control tokens, which training would otherwise merge across."""
-    rng = random.Random("tokenizer")
-    for _, task, role in itertools.product(range(rows), env.tasks, Role):
-        row = env.demonstration(role, task, rng)
-        yield from (f"user\n{row.prompt}", "\n", "assistant\n", row.response)
 
 
 def _new_model(tokenizer: Any, settings: TinyModelSettings) -> Any:

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from shared.config import EnvironmentConfig
 from shared.errors import ConfigError
-from shared.model_folder import check_weights
+from shared.model_folder import check_model_folder, check_weights
 
 if TYPE_CHECKING:
     import torch
@@ -59,23 +60,31 @@ class BenchModel:
 
 
 @contextmanager
-def bench_model(name: str, *, vocabulary: int, dtype: str) -> Iterator[BenchModel]:
+def bench_model(
+    name: str, *, vocabulary: int, dtype: str, environment: EnvironmentConfig | None = None
+) -> Iterator[BenchModel]:
     """The model folder `name`, or one made for the time of the benchmark with the shape of that name.
 
-    vocabulary: of a made model; a folder has its own. Raises ConfigError for a name that is neither,
-    ModelFolderError for a folder without a model.
+    vocabulary: of a made model; a folder has its own. environment: where there is one, a made model has a tokenizer
+    for its prompts, and a folder must have one. Raises ConfigError for a name that is neither, ModelFolderError for a
+    folder without a model.
     """
     if name in SHAPES:
         if vocabulary <= FIRST_TOKEN:
             raise ConfigError(f"--vocabulary {vocabulary} is too small: {FIRST_TOKEN + 1} at least")
         with tempfile.TemporaryDirectory(prefix="primezero-bench-") as folder:
             _make(Path(folder), SHAPES[name], vocabulary, dtype)
+            if environment is not None:
+                _add_tokenizer(Path(folder), environment, vocabulary)
             yield BenchModel(folder=Path(folder), name=name, vocabulary=vocabulary)
         return
     folder_given = Path(name)
     if not folder_given.is_dir():
         raise ConfigError(f"--model {name} is neither a folder nor one of the shapes {', '.join(SHAPES)}")
-    check_weights(folder_given, "model")
+    if environment is None:
+        check_weights(folder_given, "model")
+    else:
+        check_model_folder(folder_given)
     yield BenchModel(folder=folder_given, name=folder_given.name, vocabulary=_vocabulary(folder_given))
 
 
@@ -117,3 +126,13 @@ def _make(folder: Path, shape: Shape, vocabulary: int, dtype: str) -> None:
         # Made in the dtype itself: a 3B model in float32 would not fit where its bfloat16 does.
         model = AutoModelForCausalLM.from_config(shape_config(shape, vocabulary), dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
+
+
+def _add_tokenizer(folder: Path, environment: EnvironmentConfig, vocabulary: int) -> None:
+    from launch.tiny_tokenizer import new_tokenizer
+    from rollout.environment import make_environment
+
+    tokenizer = new_tokenizer(make_environment(environment), vocabulary, _CONTEXT)
+    if len(tokenizer) > vocabulary:
+        raise ConfigError(f"--vocabulary {vocabulary} is too small for the prompts: {len(tokenizer)} at least")
+    tokenizer.save_pretrained(folder)

@@ -11,7 +11,11 @@ from transformers import AutoModelForCausalLM
 from launch.bench.models import SHAPES, bench_model, parameter_count, shape_config
 from launch.bench.report import Report, Result, machine
 from launch.cli import main
-from shared.model_folder import stop_tokens
+from rollout.chat import ChatTokenizer
+from rollout.environment import make_environment
+from shared.config import EnvironmentConfig
+from shared.errors import ConfigError
+from shared.model_folder import check_model_folder, stop_tokens
 
 
 def report(*results: Result) -> Report:
@@ -111,3 +115,19 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(capsys, argum
 def test_an_empty_folder_is_no_model(tmp_path, capsys):
     assert main(["bench", "sync", "--model", str(tmp_path)]) == 1
     assert "config.json is missing" in capsys.readouterr().err
+
+
+def test_a_made_model_has_a_tokenizer_for_the_prompts_where_one_is_asked_for():
+    environment = EnvironmentConfig(min_prime=2, max_prime=13, prompts="short")
+    with bench_model("tiny", vocabulary=1024, dtype="float32", environment=environment) as model:
+        check_model_folder(model.folder)
+        chat = ChatTokenizer.from_folder(model.folder)
+        assert stop_tokens(model.folder) == [chat.eos_token_id]
+        env = make_environment(environment)
+        problem = env.evaluation_problems(env.tasks[0], 1, seed=0)[0]
+        assert len(chat.prompt_ids(env.solver_prompt(problem))) < 40
+    with (
+        pytest.raises(ConfigError, match="too small for the prompts"),
+        bench_model("tiny", vocabulary=100, dtype="float32", environment=environment),
+    ):
+        pass
