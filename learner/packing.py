@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from learner.attention import PackedLayout
 from learner.batch import TrainingBatch
 from learner.objective import mean_weights
+
+Int64Array = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,10 +44,16 @@ class MicroBatch:
     token_weights: Tensor
     staleness: Tensor
 
-    def to(self, device: torch.device | str) -> MicroBatch:
-        """The micro-batch on a device."""
+    def to(self, device: torch.device) -> MicroBatch:
+        """The micro-batch on a device; a GPU copies it while it computes something else."""
+        if device.type == "cpu":
+            return self
+        return self._with(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return MicroBatch(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
+        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, layout=self.layout.with_offsets(change(self.layout.offsets)), **changed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,17 +68,21 @@ class StepPlan:
     forward_tokens: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True)
 class DistinctSequence:
-    """A (prompt, response) and the rows that equal it. No rows: work without weight, to keep ranks in step."""
+    """A (prompt, response) and the rows that equal it. No rows: work without weight, to keep ranks in step.
 
-    prompt: Tensor
-    response: Tensor
+    row: one that it equals; prompt, response: tokens of each
+    """
+
+    row: int
+    prompt: int
+    response: int
     rows: tuple[int, ...]
 
     @property
     def tokens(self) -> int:
-        return len(self.prompt) + len(self.response)
+        return self.prompt + self.response
 
 
 def plan_step(
@@ -80,14 +94,14 @@ def plan_step(
     """
     sequences = merge_rows(batch)
     packs = [pack(part, max_tokens) for part in deal_out(sequences, world_size)]
-    filler = DistinctSequence(sequences[-1].prompt, sequences[-1].response, ())
+    filler = replace(sequences[-1], rows=())
     most = max(map(len, packs))
     for own in packs:
         own.extend([[filler]] * (most - len(own)))
 
-    row_tokens = _RowTokens.of(batch, averaging)
+    tokens = _BatchTokens.of(batch, averaging)
     return StepPlan(
-        ranks=[[_micro_batch(sequences, row_tokens) for sequences in own] for own in packs],
+        ranks=[[tokens.micro_batch(sequences) for sequences in own] for own in packs],
         sequences=len(sequences),
         forward_tokens=sum(s.tokens for own in packs for sequences in own for s in sequences),
     )
@@ -95,11 +109,13 @@ def plan_step(
 
 def merge_rows(batch: TrainingBatch) -> list[DistinctSequence]:
     """The distinct (prompt, response) pairs, longest first."""
-    pairs = batch.rows()
-    same: dict[tuple[bytes, bytes], list[int]] = {}
-    for row, (prompt, response) in enumerate(pairs):
-        same.setdefault((prompt.numpy().tobytes(), response.numpy().tobytes()), []).append(row)
-    merged = [DistinctSequence(*pairs[rows[0]], tuple(rows)) for rows in same.values()]
+    prompts, responses = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
+    ids, end = batch.token_ids.numpy(), 0
+    same: dict[tuple[int, bytes], list[int]] = {}
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        begin, end = end, end + prompt + response
+        same.setdefault((prompt, ids[begin:end].tobytes()), []).append(row)
+    merged = [DistinctSequence(rows[0], prompts[rows[0]], responses[rows[0]], tuple(rows)) for rows in same.values()]
     return sorted(merged, key=lambda s: -s.tokens)
 
 
@@ -128,50 +144,67 @@ def pack(sequences: Sequence[DistinctSequence], max_tokens: int) -> list[list[Di
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _RowTokens:
-    """Per row, one entry per response token."""
+class _BatchTokens:
+    """The batch's tokens, from which micro-batches are cut.
 
-    behaviour_logprobs: Sequence[Tensor]
-    advantages: Sequence[Tensor]
-    weights: Sequence[Tensor]
-    staleness: Sequence[Tensor]
+    first, first_response: where each row begins in token_ids, and in the others
+    token_ids: all tokens; behaviour_logprobs, advantages, weights, staleness: of all response tokens
+    """
+
+    first: Int64Array
+    first_response: Int64Array
+    token_ids: Tensor
+    behaviour_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    staleness: Tensor
 
     @classmethod
-    def of(cls, batch: TrainingBatch, averaging: Literal["token", "sequence"]) -> _RowTokens:
-        lengths = batch.response_lengths.tolist()
+    def of(cls, batch: TrainingBatch, averaging: Literal["token", "sequence"]) -> _BatchTokens:
         return cls(
-            behaviour_logprobs=batch.behaviour_logprobs.split(lengths),
-            advantages=batch.advantages.repeat_interleave(batch.response_lengths).split(lengths),
-            weights=mean_weights(batch.response_lengths, batch.row_weights, averaging).split(lengths),
-            staleness=batch.staleness.split(lengths),
+            first=_starts((batch.prompt_lengths + batch.response_lengths).numpy()),
+            first_response=_starts(batch.response_lengths.numpy()),
+            token_ids=batch.token_ids,
+            behaviour_logprobs=batch.behaviour_logprobs,
+            advantages=batch.advantages.repeat_interleave(batch.response_lengths),
+            weights=mean_weights(batch.response_lengths, batch.row_weights, averaging),
+            staleness=batch.staleness,
+        )
+
+    def micro_batch(self, sequences: Sequence[DistinctSequence]) -> MicroBatch:
+        """The sequences, in this order."""
+        prompts = np.array([s.prompt for s in sequences])
+        responses = np.array([s.response for s in sequences])
+        tokens = prompts + responses
+        token_ids = self.token_ids[_ranges(self.first[[s.row for s in sequences]], tokens)]
+        # The token at position i is predicted at position i − 1: the prompt's last position predicts the first.
+        predicting = torch.from_numpy(_ranges(_starts(tokens) + prompts - 1, responses))
+
+        # One entry for each row that a sequence stands for, sequence after sequence.
+        rows = np.array([row for s in sequences for row in s.rows], np.int64)
+        of_sequence = np.repeat(np.arange(len(sequences)), [len(s.rows) for s in sequences])
+        row_tokens = responses[of_sequence]
+        of_rows = torch.from_numpy(_ranges(self.first_response[rows], row_tokens))
+        return MicroBatch(
+            token_ids=token_ids[None],
+            position_ids=torch.from_numpy(_ranges(np.zeros_like(tokens), tokens))[None],
+            layout=PackedLayout.of(tokens.tolist()),
+            predicting=predicting,
+            targets=token_ids[predicting + 1],
+            source=torch.from_numpy(_ranges(_starts(responses)[of_sequence], row_tokens)),
+            rows=torch.from_numpy(np.repeat(rows, row_tokens)),
+            behaviour_logprobs=self.behaviour_logprobs[of_rows],
+            advantages=self.advantages[of_rows],
+            token_weights=self.weights[of_rows],
+            staleness=self.staleness[of_rows],
         )
 
 
-def _micro_batch(sequences: Sequence[DistinctSequence], row_tokens: _RowTokens) -> MicroBatch:
-    no_tokens = torch.empty(0, dtype=torch.int64)
-    predicting, source, rows = [], [no_tokens], [no_tokens]
-    start = predictions = 0
-    for s in sequences:
-        # The token at position i is predicted at position i − 1: the prompt's last position predicts the first.
-        predicting.append(torch.arange(start + len(s.prompt) - 1, start + s.tokens - 1))
-        source += [torch.arange(predictions, predictions + len(s.response))] * len(s.rows)
-        rows += [torch.full_like(s.response, row) for row in s.rows]
-        start += s.tokens
-        predictions += len(s.response)
+def _starts(lengths: Int64Array) -> Int64Array:
+    """Where each of several parts begins when they stand one after the other."""
+    return np.cumsum(lengths) - lengths
 
-    def of_rows(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([values[0][:0], *(values[row] for s in sequences for row in s.rows)])
 
-    return MicroBatch(
-        token_ids=torch.cat([part for s in sequences for part in (s.prompt, s.response)])[None],
-        position_ids=torch.cat([torch.arange(s.tokens) for s in sequences])[None],
-        layout=PackedLayout.of([s.tokens for s in sequences]),
-        predicting=torch.cat(predicting),
-        targets=torch.cat([s.response for s in sequences]),
-        source=torch.cat(source),
-        rows=torch.cat(rows),
-        behaviour_logprobs=of_rows(row_tokens.behaviour_logprobs),
-        advantages=of_rows(row_tokens.advantages),
-        token_weights=of_rows(row_tokens.weights),
-        staleness=of_rows(row_tokens.staleness),
-    )
+def _ranges(begins: Int64Array, lengths: Int64Array) -> Int64Array:
+    """begin, begin + 1, … of each, one after the other: [Σ lengths]."""
+    return np.repeat(begins - _starts(lengths), lengths) + np.arange(lengths.sum())

@@ -7,7 +7,8 @@ from learner.attention import PACKED_ATTENTION, PackedLayout, packed_attention
 
 def test_layout_joins_neighbours_of_equal_length():
     layout = PackedLayout.of([7, 7, 3, 5, 5, 5, 7])
-    assert layout == PackedLayout(counts=(2, 1, 3, 1), lengths=(7, 3, 5, 7))
+    assert (layout.counts, layout.lengths) == ((2, 1, 3, 1), (7, 3, 5, 7))
+    assert layout.offsets.tolist() == [0, 7, 14, 17, 22, 27, 32, 39]
 
 
 def load(folder, implementation):
