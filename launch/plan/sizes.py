@@ -66,7 +66,7 @@ class ModelSizes:
     @property
     def largest_parameter(self) -> int:
         """Elements of the largest tensor."""
-        return max(self.embedding, self.hidden * self.intermediate)
+        return max(self.embedding, self.hidden * self.intermediate, self.hidden * self.query_width)
 
 
 def model_sizes(name: str, vocabulary: int = QWEN_VOCABULARY) -> ModelSizes:

@@ -25,7 +25,7 @@ def plan_table(plan: MemoryPlan, model: ModelSizes, name: str) -> str:
         *_section(engines, plan, "engine", plan.engines, f"rollout.gpu_memory_share {plan.engine_share}"),
         "",
         _line("kept free", plan.spare, f"{plan.device.used / GIB:.2f} taken by others" if plan.device.used else ""),
-        _line("free" if plan.free >= 0 else "missing", abs(plan.free)),
+        _line("missing", plan.needed - memory) if plan.needed > memory else _line("free", plan.free),
         "",
         f"a step: {plan.sampled:,} sequences, at most {plan.sampled * plan.longest:,} tokens",
     ]
@@ -38,13 +38,25 @@ def plan_table(plan: MemoryPlan, model: ModelSizes, name: str) -> str:
 
 def advice_text(plan: MemoryPlan, advice: Advice) -> str:
     """What does not fit, and what would."""
-    wanted = f"{plan.needed / GIB:.1f} GiB are needed and {plan.device.name} has {plan.device.memory / GIB:.1f}"
+    wanted = _reason(plan)
     if advice.changes:
         return f"it does not fit: {wanted}. This fits: {' '.join(map(str, advice.changes))}"
     would = [f"it fits on {', '.join(advice.devices)}"] if advice.devices else ["it fits on no GPU that is known"]
     if advice.shape is not None:
         would.append(f"{advice.shape} is the largest well-known model that fits here")
     return f"it does not fit, whatever is changed: {wanted}. With all that saves memory {'; '.join(would)}"
+
+
+def _reason(plan: MemoryPlan) -> str:
+    if plan.needed > plan.device.memory:
+        return f"{plan.needed / GIB:.1f} GiB are needed and {plan.device.name} has {plan.device.memory / GIB:.1f}"
+    if plan.cache < plan.fewest:
+        return (
+            f"the engine's cache would have {plan.cache / GIB:.1f} GiB, for {plan.sequences} sequences of "
+            f"{plan.longest:,} tokens, and {plan.fewest / GIB:.1f} are the least"
+        )
+    shares = f"learner.gpu_memory_share={plan.learner_share} and rollout.gpu_memory_share={plan.engine_share}"
+    return f"the learner needs {plan.of('learner') / GIB:.1f} GiB, which {shares} do not leave it"
 
 
 def plan_data(plan: MemoryPlan, model: ModelSizes, name: str, advice: Advice | None) -> dict[str, Any]:
