@@ -50,3 +50,18 @@ def test_a_restored_policy_goes_on_to_the_bit(model_folder, tmp_path, zero_stage
     assert restored.train(batches[2]) == uninterrupted
     after = weights_of(restored)
     assert all(weight.equal(after[name]) for name, weight in weights_of(policy).items())
+
+
+def test_on_a_gpu_a_rank_is_held_to_its_share(model_folder, monkeypatch):
+    """The first thing that it does there, so that nothing is allocated before."""
+    asked = []
+
+    def limit(share, device):
+        asked.append((share, device))
+        raise MemoryError
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limit)
+    with pytest.raises(MemoryError):
+        make_policy(model_folder, CONFIG.model_copy(update={"gpu_memory_share": 0.7}), local_rank=1)
+    assert asked == [(0.7, torch.device("cuda", 1))]
