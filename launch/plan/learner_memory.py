@@ -70,10 +70,12 @@ def _gradients(model: ModelSizes, P: int, p: int, half: bool, zero_stage: int, o
     """Kept until the step; and what the step takes: a flat copy, or the norm of the largest in float64."""
     norm = FLOAT64 * model.largest_parameter
     if not half:
-        return FLOAT32 * P, 0 if zero_stage == 0 else max(FLOAT32 * p, norm)
+        return FLOAT32 * model.parameters, 0 if zero_stage == 0 else max(FLOAT32 * p, norm)
     if zero_stage == 1:
         # Whole on every rank, in float32; and in the model's dtype, or, for the host, once more as the rank's part.
-        return FLOAT32 * P + (FLOAT32 * p if offload else 2 * P), norm if offload else 0
+        if offload:
+            return FLOAT32 * (model.parameters + p), norm
+        return FLOAT32 * P + 2 * model.parameters, 0
     return FLOAT32 * p, FLOAT32 * p if zero_stage == 3 else norm
 
 
