@@ -54,10 +54,10 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     chat = ChatTokenizer.from_folder(config.model.path)
     check_held_out(environment, config)
     check_lengths(environment, chat, config)
-    probe = _probe(environment, chat, config)
+    probe_ids = probe(environment, chat, config)
     check_disk(config)
     with open_run_folder(config, resume=resume) as run_folder:
-        return _run(config, environment, probe, run_folder)
+        return _run(config, environment, probe_ids, run_folder)
 
 
 def _resolved(config: Config) -> Config:
@@ -70,7 +70,7 @@ def _resolved(config: Config) -> Config:
     return config.model_copy(update={"model": model, "learner": learner, "sync": sync})
 
 
-def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:
+def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], run_folder: RunFolder) -> Summary:
     with private_folder(run_folder.path) as private:
         over_tcp = config.stream.endpoint != "auto"
         learner_keys, worker_keys = make_keys() if over_tcp else (None, None)
@@ -80,7 +80,7 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
             run_folder=run_folder.path,
             environment=environment.fingerprint,
             seeds=seed_stages(environment, config),
-            probe=probe,
+            probe=probe_ids,
             checkpoints=run_folder.path / CHECKPOINTS,
             resume_from=run_folder.resume_from,
             lineage=run_folder.lineage,
@@ -149,8 +149,8 @@ def _watch(supervisor: Supervisor, display: Display, check_interrupts: Callable[
     return summary
 
 
-def _probe(environment: Environment, chat: ChatTokenizer, config: Config) -> tuple[int, ...]:
-    """Solver prompts one after the other, as many tokens as the engine's context admits."""
+def probe(environment: Environment, chat: ChatTokenizer, config: Config) -> tuple[int, ...]:
+    """What both sides score after a sync: solver prompts one after the other, as far as the engine's context admits."""
     ids = [
         token
         for task in environment.tasks

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench.chaos import ChaosSettings, bench_chaos
+from launch.bench.e2e import E2ESettings, bench_e2e
 from launch.bench.models import SHAPES
 from launch.bench.report import Report
 from launch.bench.soak import SoakSettings, bench_soak
@@ -27,6 +28,17 @@ _SYNC_EXAMPLES = f"""\
 examples:
   primezero bench sync --json sync.json
   primezero bench sync --model models/some-instruct-model --modes keep --requests 64
+
+--model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
+"""
+_E2E_DESCRIPTION = """\
+A whole step: rollout and learner at work together, against the slower of the two alone, and
+against transformers.generate with a plain PyTorch update. docs/benchmarks.md explains every figure.
+"""
+_E2E_EXAMPLES = f"""\
+examples:
+  primezero bench e2e --json e2e.json
+  primezero bench e2e --model qwen2.5-0.5b --dtype bfloat16 --rounds 5
 
 --model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
 """
@@ -75,6 +87,14 @@ _BENCHMARKS = (
         _faultless(bench_sync),
         _SYNC_DESCRIPTION,
         _SYNC_EXAMPLES,
+    ),
+    _Benchmark(
+        "e2e",
+        "a whole step, rollout and learner together",
+        E2ESettings,
+        _faultless(bench_e2e),
+        _E2E_DESCRIPTION,
+        _E2E_EXAMPLES,
     ),
     _Benchmark(
         "soak",
