@@ -29,8 +29,8 @@ from shared.weight_files import parameters
 LARGE_PARAMETERS = 300_000_000
 # Prompts, completions of each, tokens of each completion, as others measure it.
 SMALL_WORK, LARGE_WORK = (64, 4, 64), (16, 2, 32)
-_ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=61, prompts="short", evaluation_problems_per_task=1)
-_PROMPT_TOKENS = 96
+_ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=617, evaluation_problems_per_task=1)
+_PROMPT_TOKENS = 512
 # What the learner does with one batch after the other in a round. A step counts if the one before was of its kind.
 _ROUND = ("together",) * 3 + ("rollout",) * 3 + ("learner",)
 BALANCED = 1.5
