@@ -6,7 +6,7 @@ Without this, `transformers` builds a dense [T × T] mask for a packed row, whic
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 
 import numpy as np
@@ -69,14 +69,11 @@ class PackedLayout:
         """The most queries, and the most keys, of a stretch."""
         return max(run.queries for run in self.runs), max(run.keys for run in self.runs)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> PackedLayout:
+    def to(self, device: torch.device) -> PackedLayout:
         """The layout with its tensors on a device."""
-        moved = {
-            name: value.to(device, non_blocking=non_blocking)
-            for name in ("key_index", "query_starts", "key_starts")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(self, **moved)
+        key_index = None if self.key_index is None else to_device(self.key_index, device)
+        starts = to_device(self.query_starts, device), to_device(self.key_starts, device)
+        return PackedLayout(self.runs, key_index, *starts)
 
 
 def packed_attention(
@@ -105,7 +102,8 @@ def packed_attention(
     if packed_layout.key_index is not None:
         k, v = (x.index_select(1, packed_layout.key_index) for x in (k, v))
     grouped = q.shape[0] != k.shape[0]
-    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16):
+    # FlashAttention's kernels, which read where sequences begin from the GPU.
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0:
         attended = varlen_attention(q, k, v, packed_layout, scaling, grouped)
     else:
         attended = run_attention(q, k, v, packed_layout, scaling, grouped)
@@ -157,6 +155,11 @@ def ranges(starts: npt.ArrayLike, lengths: npt.ArrayLike) -> npt.NDArray[np.int6
     starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
     skipped = starts - (np.cumsum(lengths) - lengths)
     return np.repeat(skipped, lengths) + np.arange(lengths.sum())
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU's on a GPU, which copies it while the host goes on."""
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _starts(lengths: Sequence[int]) -> list[int]:

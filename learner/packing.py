@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from learner.attention import PackedLayout, ranges
+from learner.attention import PackedLayout, ranges, to_device
 from learner.batch import TrainingBatch
 from learner.objective import mean_weights
 
@@ -50,9 +50,14 @@ class MicroBatch:
     token_weights: Tensor
     staleness: Tensor
 
-    def to(self, device: torch.device | str) -> MicroBatch:
-        """The micro-batch on a device."""
-        return MicroBatch(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+    def to(self, device: torch.device) -> MicroBatch:
+        """The micro-batch on a device; a GPU copies it while it computes something else."""
+        if device.type == "cpu":
+            return self
+        moved = {
+            field.name: to_device(getattr(self, field.name), device) for field in fields(self) if field.name != "layout"
+        }
+        return MicroBatch(layout=self.layout.to(device), **moved)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
