@@ -10,17 +10,19 @@ from torch.autograd.function import once_differentiable
 
 
 def token_logprobs(
-    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, *, temperature: float, chunk_tokens: int
+    hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, *, temperature: float, chunk_bytes: int
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each target, and entropy over the full vocabulary, of softmax(hidden · headᵀ / temperature).
 
     hidden_ND: hidden state of the position that predicts the target; head_VD: the output projection
     returns two float32 [N], nats, differentiable with respect to hidden_ND and head_VD
 
-    The logits of `chunk_tokens` tokens exist at a time, in the backward pass too, where they are made again.
-    They are multiplied in the model's dtype, as the sampler does, and everything after that is float32.
+    Float32 logits of `chunk_bytes` exist at a time, twice, however long the batch and large the vocabulary: of some
+    tokens in the forward pass, and of some of the vocabulary in the backward pass, where they are made again. Logits
+    that fit into one chunk are kept instead. They are multiplied in the model's dtype, as the sampler does, and
+    everything after that is float32.
     """
-    logprobs, entropy = _ChunkedLogprobs.apply(hidden_ND, head_VD, targets_N, temperature, chunk_tokens)
+    logprobs, entropy = _ChunkedLogprobs.apply(hidden_ND, head_VD, targets_N, temperature, chunk_bytes // 4)
     return logprobs, entropy
 
 
@@ -29,43 +31,64 @@ class _ChunkedLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk_tokens: int
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, temperature: float, chunk: int
     ) -> tuple[Tensor, Tensor]:
         logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
-        entropy_N = torch.empty_like(logprobs_N)
-        for start in range(0, len(hidden_ND), chunk_tokens):
-            chunk = slice(start, start + chunk_tokens)
-            log_p = _log_softmax(hidden_ND[chunk], head_VD, temperature)
-            logprobs_N[chunk] = log_p.gather(1, targets_N[chunk, None])[:, 0]
-            entropy_N[chunk] = _entropy(log_p, log_p.exp())
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N)
-        ctx.temperature, ctx.chunk_tokens = temperature, chunk_tokens
+        entropy_N, normaliser_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
+        kept = None
+        for tokens in _slices(len(hidden_ND), len(head_VD), chunk):
+            logits = _scaled_logits(hidden_ND[tokens], head_VD, temperature)
+            log_p = torch.log_softmax(logits, dim=-1)
+            logprobs_N[tokens] = log_p.gather(1, targets_N[tokens, None])[:, 0]
+            normaliser_N[tokens] = logits.amax(1) - log_p.amax(1)  # any column would do; this one rounds least
+            del logits
+            entropy_N[tokens] = -torch.linalg.vecdot(log_p.exp(), log_p)
+            kept = log_p if len(log_p) == len(hidden_ND) else None
+        ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, kept)
+        ctx.temperature, ctx.chunk = temperature, chunk
         return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, head_VD, targets_N = ctx.saved_tensors
-        grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_head_VD = torch.zeros_like(head_VD, dtype=torch.float32)
-        for start in range(0, len(hidden_ND), ctx.chunk_tokens):
-            chunk = slice(start, start + ctx.chunk_tokens)
-            log_p = _log_softmax(hidden_ND[chunk], head_VD, ctx.temperature)
+        hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, kept = ctx.saved_tensors
+        # The head's gradient is written once, each part of the vocabulary for all tokens: with one chunk of tokens
+        # after the other it would need a float32 copy to add up in.
+        grad_head_VD = torch.empty_like(head_VD)
+        words = _slices(len(head_VD), len(hidden_ND), ctx.chunk)
+        grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if len(words) > 1 else None
+        for part in words:
+            if kept is None:
+                log_p = _scaled_logits(hidden_ND, head_VD[part], ctx.temperature).sub_(normaliser_N[:, None])
+            else:
+                log_p = kept.clone()
             p = log_p.exp()
-            grad_logprobs, grad_entropy = grad_logprobs_N[chunk, None], grad_entropy_N[chunk, None]
-            entropy = _entropy(log_p, p)[:, None]
-            grad_logits = p.mul_(log_p.add_(entropy).mul_(grad_entropy).add_(grad_logprobs)).neg_()
-            grad_logits.scatter_add_(1, targets_N[chunk, None], grad_logprobs)
-            grad_logits = (grad_logits / ctx.temperature).to(hidden_ND.dtype)
-            grad_hidden_ND[chunk] = grad_logits @ head_VD
-            grad_head_VD += grad_logits.T @ hidden_ND[chunk]
-        return grad_hidden_ND, grad_head_VD.to(head_VD.dtype), None, None, None
+            grad_logits = p.mul_(
+                log_p.add_(entropy_N[:, None]).mul_(grad_entropy_N[:, None]).add_(grad_logprobs_N[:, None])
+            ).neg_()
+            _add_at_targets(grad_logits, targets_N - part.start, grad_logprobs_N)
+            grad_logits = grad_logits.div_(ctx.temperature).to(hidden_ND.dtype)
+            torch.mm(grad_logits.T, hidden_ND, out=grad_head_VD[part])
+            if grad_hidden_ND is None:
+                return grad_logits @ head_VD, grad_head_VD, None, None, None
+            grad_hidden_ND += grad_logits @ head_VD[part]
+        assert grad_hidden_ND is not None
+        return grad_hidden_ND.to(hidden_ND.dtype), grad_head_VD, None, None, None
 
 
-def _log_softmax(hidden_ND: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
+def _slices(length: int, width: int, chunk: int) -> list[slice]:
+    """Parts of `length` that have at most `chunk` elements when they are `width` wide, but one at least."""
+    size = max(1, chunk // max(1, width))
+    return [slice(start, min(start + size, length)) for start in range(0, length, size)]
+
+
+def _scaled_logits(hidden_ND: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
     logits = (hidden_ND @ head_VD.T).float()
-    return torch.log_softmax(logits if temperature == 1 else logits.div_(temperature), dim=-1)
+    return logits if temperature == 1 else logits.div_(temperature)
 
 
-def _entropy(log_p: Tensor, p: Tensor) -> Tensor:
-    return -torch.linalg.vecdot(p, log_p)
+def _add_at_targets(logits_NV: Tensor, targets_N: Tensor, values_N: Tensor) -> None:
+    """Add each value at its target, where that is among these columns."""
+    here = (targets_N >= 0) & (targets_N < logits_NV.shape[1])
+    index = targets_N.clamp(0, logits_NV.shape[1] - 1)
+    logits_NV.scatter_add_(1, index[:, None], torch.where(here, values_N, 0.0)[:, None])

@@ -26,7 +26,7 @@ class LossTokens:
     old_logprobs: of the policy at the start of the update; behaviour_logprobs: of the sampler; nats
     reference_logprobs: of the reference model, nats; None without one
     advantages: of the token's row; token_weights: in the mean (`mean_weights`)
-    rows: int64, which row a token is of; a row's tokens are all here
+    rows: int64, which row a token is of; a row's tokens are all here, side by side
     staleness: int64, of the token, 0 to MAX_STALENESS
     """
 
@@ -199,8 +199,17 @@ def _outside_band(log_ratio: Tensor, trust_region: TrustRegionConfig) -> Tensor:
 
 
 def _row_means(values: Tensor, rows: Tensor) -> Tensor:
-    """Each token's row's mean, in float64, [N]."""
-    return (torch.bincount(rows, weights=values.double()) / torch.bincount(rows))[rows]
+    """Each token's row's mean, in float64, [N]; a row's tokens are neighbours.
+
+    Rows are numbered anew, from 0 on: for a table of their own numbers one would have to ask the GPU for the largest.
+    """
+    number = torch.zeros_like(rows)
+    number[1:] = rows[1:] != rows[:-1]
+    number = number.cumsum(0)
+    sums, counts = torch.zeros(2, len(rows), dtype=torch.float64, device=rows.device)
+    sums.index_add_(0, number, values.double())
+    counts.index_add_(0, number, torch.ones_like(counts))
+    return (sums / counts)[number]
 
 
 def _total(values: Tensor) -> Tensor:

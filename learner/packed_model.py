@@ -20,10 +20,10 @@ from shared.model_folder import check_weights
 class PackedCausalLM(torch.nn.Module):
     """A causal language model that reads packed sequences and gives log-probabilities, never full logits."""
 
-    def __init__(self, causal_lm: Any, chunk_tokens: int) -> None:
+    def __init__(self, causal_lm: Any, chunk_bytes: int) -> None:
         super().__init__()
         self.causal_lm = causal_lm
-        self.chunk_tokens = chunk_tokens
+        self.chunk_bytes = chunk_bytes
 
     @property
     def vocabulary(self) -> int:
@@ -44,7 +44,7 @@ class PackedCausalLM(torch.nn.Module):
             input_ids=token_ids, position_ids=position_ids, use_cache=False, packed_layout=layout
         ).last_hidden_state[0, predicting]
         head = self.causal_lm.get_output_embeddings().weight
-        return token_logprobs(hidden, head, targets, temperature=temperature, chunk_tokens=self.chunk_tokens)
+        return token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=self.chunk_bytes)
 
 
 def packed_logprobs(model: Any, micro_batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:

@@ -78,7 +78,7 @@ class Policy:
         self._last_entropy: float | None = None
         self._rank, self._world_size = rank, world_size
         self._device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
-        model = PackedCausalLM(load_model(model_folder, dtype), config.logit_chunk_tokens)
+        model = PackedCausalLM(load_model(model_folder, dtype), chunk_bytes=int(config.logit_chunk_mib * 2**20))
         self._reference: ReferenceModel | None = None
         if config.kl_coefficient > 0:
             self._reference = ReferenceModel(

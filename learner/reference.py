@@ -22,7 +22,7 @@ class ReferenceModel:
     def __init__(
         self, folder: Path, *, policy: PackedCausalLM, policy_folder: Path, dtype: str, device: torch.device
     ) -> None:
-        model = PackedCausalLM(load_model(folder, dtype), policy.chunk_tokens)
+        model = PackedCausalLM(load_model(folder, dtype), policy.chunk_bytes)
         if model.vocabulary != policy.vocabulary:
             raise ModelFolderError(
                 f"the reference model in {folder} has {model.vocabulary} token ids, the policy {policy.vocabulary}: "

@@ -274,7 +274,9 @@ class LearnerConfig(Section):
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     optimizer_steps_per_batch: Count = Field(1, description="mini-batches that a batch is split into")
     max_tokens: Count = Field(16384, description="tokens in one packed micro-batch")
-    logit_chunk_tokens: Count = Field(2048, description="tokens whose logits exist at once")
+    logit_chunk_mib: float = Field(
+        128, gt=0, description="float32 logits that exist at once, twice, whatever the size of the vocabulary, MiB"
+    )
     entropy_coefficient: float = Field(0.001, ge=0, description="weight of the entropy bonus")
     entropy_target: PositiveOrNone = Field(
         None,

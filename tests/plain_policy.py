@@ -19,7 +19,7 @@ from shared.config import LearnerConfig, TrustRegionConfig
 learner.policy.PERSISTENT_ELEMENTS = 0
 
 # With the first of Adam's betas at 0, its first moment is the (clipped) gradient itself.
-CONFIG = LearnerConfig(lr=1e-3, betas=(0.0, 0.95), gradient_clip=1e9, entropy_coefficient=0.05, logit_chunk_tokens=8)
+CONFIG = LearnerConfig(lr=1e-3, betas=(0.0, 0.95), gradient_clip=1e9, entropy_coefficient=0.05, logit_chunk_mib=0.0015)
 TEMPERATURE = 0.8
 
 CAPPED = TrustRegionConfig(importance_cap=1.1)

@@ -2,12 +2,35 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from learner.attention import PACKED_ATTENTION, PackedLayout, packed_attention
+import learner.attention
+from learner.attention import (
+    PACKED_ATTENTION,
+    PackedLayout,
+    Run,
+    packed_attention,
+    ranges,
+    run_attention,
+    varlen_attention,
+)
 
 
 def test_layout_joins_neighbours_of_equal_length():
     layout = PackedLayout.of([7, 7, 3, 5, 5, 5, 7])
-    assert layout == PackedLayout(counts=(2, 1, 3, 1), lengths=(7, 3, 5, 7))
+    assert layout.runs == (Run(2, 7, 7), Run(1, 3, 3), Run(3, 5, 5), Run(1, 7, 7))
+    assert layout.key_index is None
+    assert layout.longest == (7, 7)
+
+
+def test_layout_tells_prefixes_of_unequal_length_apart():
+    layout = PackedLayout.of([4, 2, 3, 3, 3], [None, None, 0, 0, 1])
+    assert layout.runs == (Run(1, 4, 4), Run(1, 2, 2), Run(2, 3, 7), Run(1, 3, 5))
+    assert layout.query_starts.tolist() == [0, 4, 6, 9, 12, 15]
+    assert layout.key_starts.tolist() == [0, 4, 6, 13, 20, 25]
+    assert layout.key_index[13:].tolist() == [0, 1, 2, 3, 9, 10, 11, 4, 5, 12, 13, 14]
+
+
+def test_ranges():
+    assert ranges([5, 0, 9], [2, 3, 0]).tolist() == [5, 6, 0, 1, 2]
 
 
 def load(folder, implementation):
@@ -37,6 +60,107 @@ def test_packed_equals_each_sequence_alone(model_folder, lengths):
     largest = max(p.grad.abs().max() for p in alone.model.parameters())
     for (name, ours), theirs in zip(packed.model.named_parameters(), alone.model.parameters(), strict=True):
         assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * largest, name
+
+
+def test_a_shared_prefix_equals_each_sequence_alone(model_folder):
+    g = torch.Generator().manual_seed(0)
+    prompts = [torch.randint(0, 50, (n,), generator=g) for n in (6, 4)]
+    responses = [[torch.randint(0, 50, (n,), generator=g) for n in lengths] for lengths in ((5, 5, 2), (1, 3))]
+    weights = [
+        [torch.randn(len(part), 32, generator=g) for part in (p, *rs)] for p, rs in zip(prompts, responses, strict=True)
+    ]
+
+    alone = load(model_folder, "sdpa")
+    outputs, loss = [], torch.zeros(())
+    for prompt, own, (of_prompt, *of_own) in zip(prompts, responses, weights, strict=True):
+        for response, weight in zip(own, of_own, strict=True):
+            hidden = alone.model(input_ids=torch.cat([prompt, response])[None]).last_hidden_state[0]
+            outputs.append(hidden[len(prompt) :])
+            loss = loss + (outputs[-1] * weight).sum() + (hidden[: len(prompt)] * of_prompt).sum() / len(own)
+    loss.backward()
+
+    packed = load(model_folder, PACKED_ATTENTION)
+    parts = [*prompts, *responses[0], *responses[1]]
+    prefixes = [None, None, 0, 0, 0, 1, 1]
+    positions = [
+        torch.arange(len(x)) + (0 if of is None else len(prompts[of])) for x, of in zip(parts, prefixes, strict=True)
+    ]
+    hidden = packed.model(
+        input_ids=torch.cat(parts)[None],
+        position_ids=torch.cat(positions)[None],
+        use_cache=False,
+        packed_layout=PackedLayout.of([len(part) for part in parts], prefixes),
+    ).last_hidden_state[0]
+    of_parts = [weights[0][0], weights[1][0], *weights[0][1:], *weights[1][1:]]
+    (hidden * torch.cat(of_parts)).sum().backward()
+
+    torch.testing.assert_close(hidden[10:], torch.cat(outputs), rtol=0, atol=1e-5)
+    largest = max(p.grad.abs().max() for p in alone.model.parameters())
+    for (name, ours), theirs in zip(packed.model.named_parameters(), alone.model.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * largest, name
+
+
+def varlen_by_definition(q, k, v, query_starts, key_starts, most_queries, most_keys, *, scale, window_size, enable_gqa):
+    """What `varlen_attn` is documented to do, sequence by sequence; [tokens, heads, d] each."""
+    assert window_size == (-1, 0)
+    assert enable_gqa == (q.shape[1] != k.shape[1])
+    assert query_starts.dtype == key_starts.dtype == torch.int32
+    outputs = []
+    for i in range(len(query_starts) - 1):
+        own_q = q[query_starts[i] : query_starts[i + 1]]
+        own_k, own_v = (
+            x[key_starts[i] : key_starts[i + 1]].repeat_interleave(q.shape[1] // k.shape[1], 1) for x in (k, v)
+        )
+        assert len(own_q) <= most_queries
+        assert len(own_k) <= most_keys
+        scores = torch.einsum("qhd,khd->hqk", own_q, own_k) * scale
+        # Causal, the last query at the last key.
+        allowed = torch.arange(len(own_k)) <= torch.arange(len(own_q))[:, None] + len(own_k) - len(own_q)
+        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
+        outputs.append(torch.einsum("hqk,khd->qhd", weights, own_v))
+    return torch.cat(outputs)
+
+
+def random_heads(layout, device="cpu", dtype=torch.float32):
+    """Query, key and value for a layout: 4 heads, 2 of keys and values, of 16."""
+    g = torch.Generator().manual_seed(1)
+    tokens = int(layout.query_starts[-1])
+    return [torch.randn(1, heads, tokens, 16, generator=g).to(device, dtype).requires_grad_() for heads in (4, 2, 2)]
+
+
+LAYOUTS = {
+    "prefixes": ([4, 2, 3, 3, 3, 1], [None, None, 0, 0, 1, 1]),
+    "no prefix": ([4, 2, 2, 1], None),
+}
+
+
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
+def test_one_kernel_for_all_sequences_does_the_same(monkeypatch, sizes):
+    layout = PackedLayout.of(*sizes)
+    heads = random_heads(layout)
+    expected = packed_attention(torch.nn.Module(), *heads, None, packed_layout=layout, scaling=0.3)[0]
+    monkeypatch.setattr(learner.attention, "run_attention", varlen_attention)
+    monkeypatch.setattr(learner.attention, "varlen_attn", varlen_by_definition)
+    found = packed_attention(torch.nn.Module(), *heads, None, packed_layout=layout, scaling=0.3)[0]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_gpu_kernel_agrees_with_single_calls(sizes):
+    layout = PackedLayout.of(*sizes).to("cuda")
+    heads = random_heads(layout, "cuda", torch.bfloat16)
+    found = packed_attention(torch.nn.Module(), *heads, None, packed_layout=layout, scaling=0.3)[0]
+    q, k, v = (x[0].float() for x in heads)
+    if layout.key_index is not None:
+        k, v = k[:, layout.key_index], v[:, layout.key_index]
+    expected = run_attention(q, k, v, layout, 0.3, True)[None]
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=2e-2)
+    weights = torch.randn_like(expected)
+    ours = torch.autograd.grad((found.float() * weights).sum(), heads)
+    theirs = torch.autograd.grad((expected * weights).sum(), heads)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine.float(), other.float(), rtol=0, atol=5e-2)
 
 
 @pytest.mark.parametrize(
