@@ -158,7 +158,9 @@ def ranges(starts: npt.ArrayLike, lengths: npt.ArrayLike) -> npt.NDArray[np.int6
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU's on a GPU, which copies it while the host goes on."""
+    """A tensor of the CPU's on a device; a GPU copies it while the host goes on."""
+    if device.type == "cpu":
+        return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

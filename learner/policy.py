@@ -187,7 +187,12 @@ class Policy:
         positions = torch.arange(len(ids), device=self._device)
         with torch.no_grad():
             logprobs, _ = self._engine.module(
-                ids[None], positions[None], PackedLayout.of([len(ids)]), positions[:-1], ids[1:], temperature=1.0
+                ids[None],
+                positions[None],
+                PackedLayout.of([len(ids)]).to(self._device),
+                positions[:-1],
+                ids[1:],
+                temperature=1.0,
             )
         self._let_go()
         return logprobs.cpu().numpy()
