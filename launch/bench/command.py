@@ -14,6 +14,7 @@ from typing import Any
 from launch.bench.chaos import ChaosSettings, bench_chaos
 from launch.bench.models import SHAPES
 from launch.bench.report import Report
+from launch.bench.rollout import RolloutSettings, bench_rollout
 from launch.bench.soak import SoakSettings, bench_soak
 from launch.bench.sync import SyncSettings, bench_sync
 from shared.errors import ConfigError, PrimezeroError
@@ -49,6 +50,17 @@ examples:
   primezero bench chaos --json chaos.json
   primezero bench chaos --steps 240 --hits 40 --seed 1 --folder chaos-1
 """
+_ROLLOUT_DESCRIPTION = """\
+What a rollout worker makes of its engine: tokens a second through the whole worker, self-play,
+stream and acknowledgements included, beside vLLM alone on the same requests in the same engine.
+"""
+_ROLLOUT_EXAMPLES = f"""\
+examples:
+  primezero bench rollout --json rollout.json
+  primezero bench rollout --response-tokens 64 --proposals-per-task 32 --buffer-problems-per-task 16
+
+--model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +87,14 @@ _BENCHMARKS = (
         _faultless(bench_sync),
         _SYNC_DESCRIPTION,
         _SYNC_EXAMPLES,
+    ),
+    _Benchmark(
+        "rollout",
+        "self-play on a running engine",
+        RolloutSettings,
+        _faultless(bench_rollout),
+        _ROLLOUT_DESCRIPTION,
+        _ROLLOUT_EXAMPLES,
     ),
     _Benchmark(
         "soak",
