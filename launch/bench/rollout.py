@@ -40,7 +40,7 @@ class RolloutSettings:
     buffer_problems_per_task: int = setting(48, "buffer tickets, of each task")
     attempts: int = setting(8, "solver samples of a ticket")
     response_tokens: int = setting(12, "most of each response")
-    prompt_tokens: int = setting(512, "most of each prompt")
+    prompt_tokens: int = setting(64, "most of each prompt; instruct needs more")
     max_sequences: int = setting(256, "sequences that the engine decodes at once")
     max_open_tickets: int = setting(256, "tickets that the worker works on at once")
     engine_threads: int = setting(1, "CPU threads of the engine")
