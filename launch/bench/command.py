@@ -107,6 +107,8 @@ _BENCHMARKS = (
         _faultless(bench_e2e),
         _E2E_DESCRIPTION,
         _E2E_EXAMPLES,
+    ),
+    _Benchmark(
         "rollout",
         "self-play on a running engine",
         RolloutSettings,
