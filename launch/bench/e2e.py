@@ -7,15 +7,17 @@ import os
 import shutil
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from launch.bench.models import BenchModel, bench_model
 from launch.bench.plain_process import PlainProcess
 from launch.bench.report import Report, Result, machine
+from launch.bench.rounds import median_ratio
 from launch.bench.settings import setting
 from launch.bench.split_processes import SplitProcesses
 from learner.spec import LearnerSpec
@@ -32,7 +34,9 @@ SMALL_WORK, LARGE_WORK = (64, 4, 64), (16, 2, 32)
 _ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=617, evaluation_problems_per_task=1)
 _PROMPT_TOKENS = 512
 # What the learner does with one batch after the other in a round. A step counts if the one before was of its kind.
-_ROUND = ("together",) * 3 + ("rollout",) * 3 + ("learner",)
+_TOGETHER = ("together",) * 3
+_ALL = (*_TOGETHER, *("rollout",) * 3, "learner")
+_ARMS = ("generate", "overlap")
 Say = Callable[[str], None]
 
 
@@ -40,13 +44,16 @@ Say = Callable[[str], None]
 class E2ESettings:
     """Sizes of the benchmark, which are its arguments; each explained for `--help`."""
 
+    environment: ClassVar[EnvironmentConfig] = _ENVIRONMENT
+
     model: str = setting("tiny", "a model folder, or a shape")
     vocabulary: int = setting(2048, "tokens that a shape has")
     dtype: str = setting("float32", "of engine, learner and the plain loop; or bfloat16")
     prompts: int = setting(0, "of a step, rounded up to a multiple of the tasks; 0: 64, or 16 from 300M parameters on")
     completions: int = setting(0, "of each prompt; 0: 4, or 2 from 300M parameters on")
     response_tokens: int = setting(0, "of each completion; 0: 64, or 32 from 300M parameters on")
-    rounds: int = setting(5, "rounds of all arms, after one that warms up")
+    arms: tuple[str, ...] = setting(_ARMS, "what a step is compared with: a plain loop, and its halves alone")
+    rounds: int = setting(5, "rounds of all that is compared, after one that warms up")
     engine_threads: int = setting(1, "CPU threads of the engine")
     learner_threads: int = setting(1, "CPU threads of the learner")
     plain_threads: int = setting(0, "CPU threads of the plain loop; 0: all cores")
@@ -67,6 +74,9 @@ class Work:
     completions: int
     response_tokens: int
 
+    def __str__(self) -> str:
+        return f"{self.prompts} × {self.completions} × {self.response_tokens}"
+
     @property
     def tokens(self) -> int:
         """That are sampled where no completion ends early."""
@@ -75,32 +85,23 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """Seconds of a step in one round: medians of those that count.
+    """Seconds of a step in one round: medians of those that count; None for what was not measured.
 
     together, rollout, learner: both at work; the rollout alone; the learner alone
-    tokens: sampled in a step of "together"; plain: the plain loop, its sampling and its update
+    tokens: sampled in a step of "together"; sampling, update: of the plain loop
     """
 
     together: float
-    rollout: float
-    learner: float
     tokens: float
-    plain: tuple[float, float] | None
+    rollout: float | None = None
+    learner: float | None = None
+    sampling: float | None = None
+    update: float | None = None
 
     def described(self) -> str:
         """In one line."""
-        plain = "" if self.plain is None else f", plain loop {self.plain[0]:.3f} + {self.plain[1]:.3f} s"
-        return f"together {self.together:.3f} s, rollout {self.rollout:.3f} s, learner {self.learner:.3f} s{plain}"
-
-    @property
-    def alone(self) -> float:
-        """The slower of the two alone."""
-        return max(self.rollout, self.learner)
-
-    @property
-    def imbalance(self) -> float:
-        """The slower of the two alone, over the faster."""
-        return self.alone / min(self.rollout, self.learner)
+        spent = {name: value for name, value in asdict(self).items() if name != "tokens" and value is not None}
+        return ", ".join(f"{name} {value:.3f} s" for name, value in spent.items())
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +112,13 @@ class Measured:
     rounds: list[Round]
     steps: list[dict[str, Any]]
 
-    def median(self, of: Callable[[Round], float]) -> float:
-        return statistics.median(map(of, self.rounds))
+    def values(self, name: str) -> list[float]:
+        """Of each round."""
+        return [getattr(round_, name) for round_ in self.rounds]
+
+    def median(self, name: str) -> float:
+        """Over the rounds."""
+        return statistics.median(self.values(name))
 
     def phase(self, name: str) -> float:
         """Seconds of a phase of the learner's step, median."""
@@ -127,12 +133,11 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
     _check(settings)
     say(f"making the model {settings.model}")
     with bench_model(
-        settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype, environment=_ENVIRONMENT
+        settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype, environment=settings.environment
     ) as model:
         count = parameters(model.folder)
         work = _work(settings, count)
-        measured = _measure(settings, model, work, say, cores=settings.cores, with_plain=True)
-        apart = _measure(settings, model, _balanced_work(measured), say, cores="apart", with_plain=False)
+        measured = {arm: measure(settings, arm, model, work, say) for arm in settings.arms}
     shown = {k: v for k, v in asdict(settings).items() if k not in ("model", "vocabulary", "dtype", "timeout_s")}
     return Report(
         benchmark="e2e",
@@ -143,23 +148,24 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
             "vocabulary": model.vocabulary,
             "dtype": settings.dtype,
         },
-        settings=shown | asdict(work) | {f"overlap_{k}": v for k, v in asdict(apart.work).items()},
-        results=tuple(_results(measured, apart)),
+        settings=shown | asdict(work) | {"arms": ",".join(settings.arms)},
+        results=tuple(result for arm in settings.arms for result in _RESULTS[arm](measured[arm])),
     )
 
 
 def _check(settings: E2ESettings) -> None:
-    for key, known in (
-        ("dtype", ("bfloat16", "float32")),
-        ("cores", ("apart", "shared")),
-        ("colocation", ("concurrent", "alternate")),
+    for key, values, known in (
+        ("dtype", (settings.dtype,), ("bfloat16", "float32")),
+        ("cores", (settings.cores,), ("apart", "shared")),
+        ("colocation", (settings.colocation,), ("concurrent", "alternate")),
+        ("arms", settings.arms, _ARMS),
     ):
-        if getattr(settings, key) not in known:
-            raise ConfigError(f"--{key} {getattr(settings, key)}: there is {', '.join(known)}")
+        if not values or not set(values) <= set(known):
+            raise ConfigError(f"--{key} {','.join(values) or 'is empty'}: there is {', '.join(known)}")
     if min(settings.rounds, settings.engine_threads, settings.learner_threads) < 1 or settings.completions == 1:
         raise ConfigError("--rounds and threads must be at least 1, --completions at least 2")
-    if len(os.sched_getaffinity(0)) < 2:
-        raise ConfigError("rollout and learner are measured on cores of their own: this needs two")
+    if len(os.sched_getaffinity(0)) < 2 and ("overlap" in settings.arms or settings.cores == "apart"):
+        raise ConfigError("rollout and learner are measured on cores of their own: --arms overlap needs two")
 
 
 def _work(settings: E2ESettings, parameter_count: int) -> Work:
@@ -172,36 +178,17 @@ def _work(settings: E2ESettings, parameter_count: int) -> Work:
     )
 
 
-def _balanced_work(measured: Measured) -> Work:
-    """Other sizes, at which rollout and learner should take as long as each other alone.
-
-    Sampling takes time for every response token, learning for every prompt token too: shorter responses, of more
-    prompts, shift the time from the rollout to the learner.
-    """
-    work = measured.work
-    rollout, learner = measured.median(lambda r: r.rollout), measured.median(lambda r: r.learner)
-    computed = statistics.median(step["learner"]["forward_tokens"] / step["episodes"] for step in measured.steps)
-    prompt_tokens = computed - work.response_tokens  # a completion's share of its prompt
-    sampling = rollout / work.response_tokens
-    training = learner / computed
-    if sampling <= training or prompt_tokens <= 0 or rollout <= learner:  # shorter ones would not help
-        return work
-    length = max(4, round(training * prompt_tokens / (sampling - training)))
-    length = min(length, work.response_tokens)
-    return replace(
-        work, prompts=work.prompts * max(1, round(work.response_tokens / length / 2)), response_tokens=length
-    )
-
-
-def _measure(
-    settings: E2ESettings, model: BenchModel, work: Work, say: Say, *, cores: str, with_plain: bool
-) -> Measured:
+def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say: Say) -> Measured:
+    """Run the processes of an arm: for "overlap" on cores apart, for "generate" beside a plain loop."""
+    kinds = _ALL if arm == "overlap" else _TOGETHER
     every = sorted(os.sched_getaffinity(0))
     half = len(every) // 2
-    rollout_cores, learner_cores = (every[:half], every[half:]) if cores == "apart" else (every, every)
-    with _temporary() as folder, _plain(settings, model, work, say) if with_plain else nullcontext() as plain:
-        config, learner, worker = _run(settings, model, work, folder)
-        say(f"{work.prompts} × {work.completions} × {work.response_tokens}: starting engine and learner")
+    apart = arm == "overlap" or settings.cores == "apart"
+    rollout_cores, learner_cores = (every[:half], every[half:]) if apart else (every, every)
+    with _temporary() as folder, _plain(settings, model, work, say) if arm == "generate" else nullcontext() as plain:
+        steps = (settings.rounds + 1) * len(kinds) + 1
+        config, learner, worker = _run(settings, model, work, folder, steps)
+        say(f"{arm}: starting engine and learner, for steps of {work}")
         processes = SplitProcesses(
             config,
             learner,
@@ -214,8 +201,8 @@ def _measure(
         rounds = []
         try:
             for number in range(settings.rounds + 1):
-                rounds.append(_round(processes, plain))
-                say(f"round {number} of {settings.rounds}: {rounds[-1].described()}" if number else "warmed up")
+                rounds.append(_round(processes, kinds, plain))
+                say(f"{arm}: round {number} of {settings.rounds}: {rounds[-1].described()}" if number else "warmed up")
             processes.next_batch()
             processes.skip()
             processes.finish()
@@ -225,66 +212,76 @@ def _measure(
     counted = [
         json.loads(line)
         for index, line in enumerate(lines[:-1])  # the last one ended the run
-        if index >= len(_ROUND) and _kind_that_counts(index % len(_ROUND)) == "together"
+        if index >= len(kinds) and counted_kind(kinds, index % len(kinds)) == "together"
     ]
     return Measured(work, rounds[1:], counted)
 
 
-def _kind_that_counts(index: int) -> str | None:
+def counted_kind(kinds: Sequence[str], index: int) -> str | None:
     """Of the step `index` of a round: its kind, if the one before it was of that kind too."""
-    before, kind = _ROUND[index - 1 : index + 1] if index else (None, _ROUND[0])
+    before, kind = kinds[index - 1 : index + 1] if index else (None, kinds[0])
     return kind if before == kind else None
 
 
-def _round(processes: SplitProcesses, plain: PlainProcess | None) -> Round:
-    found: dict[str, list[float]] = {"together": [], "rollout": [], "learner": []}
-    tokens = []
-    for index, kind in enumerate(_ROUND):
+def _round(processes: SplitProcesses, kinds: Sequence[str], plain: PlainProcess | None) -> Round:
+    found: dict[str, list[float]] = defaultdict(list)
+    for index, kind in enumerate(kinds):
         arrival = processes.next_batch()
-        if index and (of := _kind_that_counts(index - 1)) is not None:
+        if index and (of := counted_kind(kinds, index - 1)) is not None:
             found[of].append(arrival.since)
         match kind:
             case "together":
-                tokens.append(arrival.response_tokens)
+                found["tokens"].append(arrival.response_tokens)
                 processes.train()
             case "rollout":
                 processes.skip()
             case "learner":
                 found[kind].append(processes.train_alone())
-    spent = None
     if plain is not None:
         with processes.stopped():
-            spent = plain.step()
-    medians = {kind: statistics.median(values) for kind, values in found.items()}
-    return Round(**medians, tokens=statistics.median(tokens), plain=spent)
+            found["sampling"], found["update"] = ([spent] for spent in plain.step())
+    return Round(**{name: statistics.median(values) for name, values in found.items()})
 
 
-def _results(measured: Measured, apart: Measured) -> Iterator[Result]:
-    together, alone = apart.median(lambda r: r.together), apart.median(lambda r: r.alone)
-    yield Result("overlap", together, "s", alone, "the slower of the two alone")
-    yield Result("overlap_ratio", apart.median(lambda r: r.together / r.alone), "", 1.0, "median over rounds")
-    yield Result("overlap.imbalance", apart.median(lambda r: r.imbalance), "", 1.0, "equally slow alone")
-    yield from _step_results("overlap.", apart)
-    plain = [round_.plain for round_ in measured.rounds if round_.plain is not None]
-    sampling, update = (statistics.median(seconds) for seconds in zip(*plain, strict=True))
+def overlap_results(measured: Measured) -> Iterator[Result]:
+    """A step, against the slower of its halves alone."""
+    alone = [max(pair) for pair in zip(measured.values("rollout"), measured.values("learner"), strict=True)]
+    less = [min(pair) for pair in zip(measured.values("rollout"), measured.values("learner"), strict=True)]
+    together = measured.values("together")
+    yield Result("overlap", statistics.median(together), "s", statistics.median(alone), "the slower of the two alone")
+    yield Result("overlap_ratio", median_ratio(together, alone), "", None, "median over the rounds")
+    yield Result("imbalance", median_ratio(alone, less), "", None, "the slower of the two alone, to the faster")
+    both = [sum(each) - whole for *each, whole in zip(alone, less, together, strict=True)]
+    yield Result("both_busy", max(0.0, statistics.median(both)), "s", statistics.median(together), "the step")
+    for name in ("rollout", "learner"):
+        yield Result(f"{name}_alone", measured.median(name), "s", statistics.median(together), "the step")
+    yield from _step_results("overlap.", measured)
+
+
+def generate_results(measured: Measured) -> Iterator[Result]:
+    """Steps a second, against those of the plain loop."""
+    plain = [sum(pair) for pair in zip(measured.values("sampling"), measured.values("update"), strict=True)]
     # A completion may end early, and in the plain loop none does.
-    whole = measured.median(lambda r: r.tokens / measured.work.tokens / r.together)
-    yield Result("vs_generate", whole, "steps/s", 1 / (sampling + update), "transformers.generate + PyTorch")
-    yield Result("generate.sampling", sampling, "s")
-    yield Result("generate.update", update, "s")
+    ours = [round_.together * measured.work.tokens / round_.tokens for round_ in measured.rounds]
+    rate, reference = 1 / statistics.median(ours), 1 / statistics.median(plain)
+    yield Result("vs_generate", rate, "steps/s", reference, "transformers.generate + PyTorch")
+    yield Result("generate.sampling", measured.median("sampling"), "s", statistics.median(plain), "its step")
+    yield Result("generate.update", measured.median("update"), "s", statistics.median(plain), "its step")
     yield from _step_results("", measured)
 
 
 def _step_results(prefix: str, measured: Measured) -> Iterator[Result]:
-    together = measured.median(lambda r: r.together)
+    together = measured.median("together")
     yield Result(f"{prefix}step", together, "s")
-    for name, of in (("rollout_alone", lambda r: r.rollout), ("learner_alone", lambda r: r.learner)):
-        yield Result(f"{prefix}{name}", measured.median(of), "s", together, "the step")
-    both = measured.median(lambda r: max(0.0, r.rollout + r.learner - r.together))
-    yield Result(f"{prefix}both_busy", both, "s", together, "the step")
     for name in ("wait", "train", "sync"):
         yield Result(f"{prefix}{name}", measured.phase(f"{name}_s"), "s", together, "the step")
-    yield Result(f"{prefix}tokens_per_s", measured.median(lambda r: r.tokens / r.together), "tokens/s")
+    rate = statistics.median(round_.tokens / round_.together for round_ in measured.rounds)
+    yield Result(f"{prefix}tokens_per_s", rate, "tokens/s")
+    prompt_tokens = statistics.median(step["prompt_tokens"] / step["episodes"] for step in measured.steps)
+    yield Result(f"{prefix}prompt_tokens", prompt_tokens, "tokens", None, "of a completion")
+
+
+_RESULTS = {"generate": generate_results, "overlap": overlap_results}
 
 
 @contextmanager
@@ -296,11 +293,12 @@ def _temporary() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _run(settings: E2ESettings, model: BenchModel, work: Work, folder: Path) -> tuple[Config, LearnerSpec, WorkerSpec]:
+def _run(
+    settings: E2ESettings, model: BenchModel, work: Work, folder: Path, steps: int
+) -> tuple[Config, LearnerSpec, WorkerSpec]:
     from launch.train import probe, seed_stages  # it imports Ray
 
     environment = make_environment(_ENVIRONMENT)
-    steps = (settings.rounds + 1) * len(_ROUND) + 1
     config = Config.model_validate(
         {
             "run": {"name": "run", "folder": folder, "steps": steps, "evaluate_every": steps, "checkpoint_every": 0},

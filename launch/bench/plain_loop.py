@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,11 @@ class PlainLoop:
         self._prompts = torch.tensor(prompt_ids, device=self._device)
         self._mask = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in prompts], device=self._device)
         self._micro_batch = 0
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """What is trained."""
+        parameters: Iterator[torch.nn.Parameter] = self._model.parameters()
+        return parameters
 
     def generate(self) -> torch.Tensor:
         """Every completion behind its prompt, int64 [prompts · completions, width]; no row ends early."""
