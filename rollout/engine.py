@@ -163,7 +163,11 @@ class Engine:
         self,
         prompt_ids: Sequence[int] | Int32Array,
         *,
-        n: int, temperature: float, max_tokens: int, seed: int, request_id: str
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        request_id: str,
     ) -> int:
         """Have vLLM sample what `generate` would, and do nothing with it; its number of tokens.
 
@@ -175,7 +179,9 @@ class Engine:
 
     async def forget_prompts(self) -> None:
         """Empty the prompt cache; EngineError while requests run. For measurements."""
-        if not await self._link.call("emptying the prompt cache", self._link.llm.reset_prefix_cache(), _ALIVE_TIMEOUT_S):
+        if not await self._link.call(
+            "emptying the prompt cache", self._link.llm.reset_prefix_cache(), _ALIVE_TIMEOUT_S
+        ):
             raise EngineError("the prompt cache cannot be emptied while requests run")
 
     def watch_steps(self) -> list[Step]:

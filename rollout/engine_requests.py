@@ -138,13 +138,22 @@ class Requests:
             yield list(output.outputs[0].token_ids)
 
     async def plain(
-        self, prompt_ids: Sequence[int] | Int32Array, *, n: int, temperature: float, max_tokens: int, seed: int, request_id: str
+        self,
+        prompt_ids: Sequence[int] | Int32Array,
+        *,
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        request_id: str,
     ) -> int:
         """See `Engine.plain`."""
         order = _Order(_listed(prompt_ids), temperature, max_tokens, seed & _SEED_MASK, request_id)
         params = self._sample_params(order, n=n, max_tokens=max_tokens, seed=order.seed)
         request_id = f"{request_id}#{next(self._serial)}"
-        async for output in self._link.llm.generate(self._prompt(order.prompt_ids), params, request_id, priority=_NORMAL):
+        async for output in self._link.llm.generate(
+            self._prompt(order.prompt_ids), params, request_id, priority=_NORMAL
+        ):
             if output.finished:
                 return sum(len(completion.token_ids) for completion in output.outputs)
         raise EngineError(f"request {request_id} ended without an output")

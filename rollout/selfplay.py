@@ -93,9 +93,7 @@ class SelfPlay:
             attempts.append(_episode(Role.SOLVER, problem.task, ids, sample, verdict, reward))
         return tuple(attempts)
 
-    async def _sample(
-        self, prompt: str, ticket: Ticket, *, first: int, count: int
-    ) -> tuple[Int32Array, list[Sample]]:
+    async def _sample(self, prompt: str, ticket: Ticket, *, first: int, count: int) -> tuple[Int32Array, list[Sample]]:
         """Samples `first` to `first + count` of the ticket.
 
         Sample i draws from the ticket's seed + i, the engine counting on from the request's seed: no two of a
