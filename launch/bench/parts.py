@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +19,7 @@ class Parts:
     """Seconds of the event loop's thread spent in each of PARTS. What of one part runs inside another counts twice."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     def watch(self, worker: RolloutWorker) -> None:
         """Measure this worker's; for `Arms.worker`."""

@@ -56,7 +56,7 @@ def bench_rollout(settings: RolloutSettings, say: Say = lambda _: None) -> Repor
     Raises ConfigError for impossible settings, and what worker, learner's end and engine raise.
     """
     _check(settings)
-    environment = EnvironmentConfig(prompts=settings.prompts, text_after_answer="unparsable")  # type: ignore[arg-type]
+    environment = EnvironmentConfig(prompts=settings.prompts, text_after_answer="unparsable")
     say(f"making the model {settings.model}")
     with bench_model(
         settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype, environment=environment
@@ -99,7 +99,7 @@ def _check(settings: RolloutSettings) -> None:
 def _config(settings: RolloutSettings, model: BenchModel, environment: EnvironmentConfig) -> Config:
     try:
         return Config(
-            model=ModelConfig(path=model.folder, dtype=settings.dtype),  # type: ignore[arg-type]
+            model=ModelConfig(path=model.folder, dtype=settings.dtype),
             environment=environment,
             selfplay=SelfPlayConfig(
                 proposals_per_task=settings.proposals_per_task,

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from launch.bench.learner_end import LearnerEnd, Played
-from rollout.engine import Engine, SyncTimings
+from rollout.engine import Engine
 from rollout.engine_steps import Step
+from rollout.engine_sync import SyncTimings
 from rollout.sample import Sample
 from rollout.worker import RolloutWorker, WorkerSpec
 from shared.config import Config
