@@ -24,7 +24,7 @@ from rollout.engine_sync import SyncTimings, WeightSync
 from rollout.engine_vllm import check_version, import_vllm, on_cpu, set_environment, start_vllm
 from rollout.sample import Sample
 from shared.config import RolloutConfig, SyncConfig
-from shared.episodes import Float32Array
+from shared.episodes import Float32Array, Int32Array
 from shared.errors import EngineError, PrimezeroError
 from shared.model_folder import check_weights, stop_tokens
 
@@ -130,7 +130,7 @@ class Engine:
 
     async def generate(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: Sequence[int] | Int32Array,
         *,
         n: int,
         temperature: float,
@@ -160,7 +160,14 @@ class Engine:
         return self._requests.stream(prompt_ids, max_tokens=max_tokens, seed=seed, request_id=request_id)
 
     async def plain(
-        self, prompt_ids: list[int], *, n: int, temperature: float, max_tokens: int, seed: int, request_id: str
+        self,
+        prompt_ids: Sequence[int] | Int32Array,
+        *,
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        request_id: str,
     ) -> int:
         """Have vLLM sample what `generate` would, and do nothing with it; its number of tokens.
 

@@ -217,7 +217,11 @@ class RolloutConfig(Section):
     workers: Count = Field(1, description="rollout workers, each with its own engine")
     threads: Count = Field(1, description="CPU threads of each engine")
     max_sequences: Count = Field(256, description="sequences that an engine decodes at once")
-    max_open_tickets: Count = Field(128, description="tickets that a worker works on at once")
+    max_open_tickets: Count = Field(
+        512,
+        description="tickets that a worker works on at once; a proposal is one sequence, so that fewer than twice "
+        "max_sequences let the engine run dry when many end together",
+    )
     colocation: Literal["concurrent", "alternate"] = Field(
         "concurrent", description="alternate: the engines sleep while the learner computes its update"
     )

@@ -265,8 +265,8 @@ def test_mistake_07_the_format_asked_for_did_not_parse(prompts, proposal):
 
 def test_mistake_08_prompts_were_cut_silently():
     class CuttingChat(CharacterChat):
-        def prompt_ids(self, text):
-            return super().prompt_ids(text)[-20:]
+        def prompt(self, text):
+            return super().prompt(text)[-20:]
 
     def check(chat):
         engine = ScriptedEngine("", [answer("1")] * ATTEMPTS)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from launch.bench.learner_end import learner_end
 from launch.bench.models import BenchModel, bench_model, parameter_count
+from launch.bench.parts import PARTS, Parts
 from launch.bench.report import Report, Result, machine
 from launch.bench.rollout_arms import Arms, Run
 from launch.bench.rounds import in_turn, median_ratio
@@ -42,7 +43,7 @@ class RolloutSettings:
     response_tokens: int = setting(12, "most of each response")
     prompt_tokens: int = setting(64, "most of each prompt; instruct needs more")
     max_sequences: int = setting(256, "sequences that the engine decodes at once")
-    max_open_tickets: int = setting(256, "tickets that the worker works on at once")
+    max_open_tickets: int = setting(512, "tickets that the worker works on at once")
     engine_threads: int = setting(1, "CPU threads of the engine")
     kv_cache_gib: int = setting(1, "attention cache on the CPU, GiB")
     rounds: int = setting(5, "of both arms, after one that warms up")
@@ -55,7 +56,7 @@ def bench_rollout(settings: RolloutSettings, say: Say = lambda _: None) -> Repor
     Raises ConfigError for impossible settings, and what worker, learner's end and engine raise.
     """
     _check(settings)
-    environment = EnvironmentConfig(prompts=settings.prompts, text_after_answer="unparsable")  # type: ignore[arg-type]
+    environment = EnvironmentConfig(prompts=settings.prompts, text_after_answer="unparsable")
     say(f"making the model {settings.model}")
     with bench_model(
         settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype, environment=environment
@@ -72,11 +73,15 @@ def bench_rollout(settings: RolloutSettings, say: Say = lambda _: None) -> Repor
             arms = Arms(config, learner, timeout_s=settings.timeout_s)
             try:
                 runs = _runs(settings, arms, say)
+                say("timing the parts of the worker")
+                parts = Parts()
+                with parts.records():
+                    arms.worker(parts.watch)
             finally:
                 arms.close()
     shown = {k: v for k, v in asdict(settings).items() if k not in ("model", "vocabulary", "dtype", "timeout_s")}
     return Report(
-        benchmark="rollout", machine=machine(), model=described, settings=shown, results=_results(settings, runs)
+        benchmark="rollout", machine=machine(), model=described, settings=shown, results=_results(settings, runs, parts)
     )
 
 
@@ -94,7 +99,7 @@ def _check(settings: RolloutSettings) -> None:
 def _config(settings: RolloutSettings, model: BenchModel, environment: EnvironmentConfig) -> Config:
     try:
         return Config(
-            model=ModelConfig(path=model.folder, dtype=settings.dtype),  # type: ignore[arg-type]
+            model=ModelConfig(path=model.folder, dtype=settings.dtype),
             environment=environment,
             selfplay=SelfPlayConfig(
                 proposals_per_task=settings.proposals_per_task,
@@ -137,7 +142,7 @@ def _runs(settings: RolloutSettings, arms: Arms, say: Say) -> dict[str, list[Run
     return {name: of_arm[1:] for name, of_arm in runs.items()}
 
 
-def _results(settings: RolloutSettings, runs: dict[str, list[Run]]) -> tuple[Result, ...]:
+def _results(settings: RolloutSettings, runs: dict[str, list[Run]], parts: Parts) -> tuple[Result, ...]:
     worker, engine = runs["worker"], runs["engine"]
 
     def median(arm: Sequence[Run], of: Callable[[Run], float]) -> float:
@@ -147,7 +152,9 @@ def _results(settings: RolloutSettings, runs: dict[str, list[Run]]) -> tuple[Res
     played = worker[0].played
     assert played is not None
     full = settings.max_sequences
+    asking = round(median(worker, lambda r: r.steps_until_all_asked()))
     alone = "vLLM alone"
+    whole = 1e3 * median(worker, lambda r: r.cpu / played.tickets)
     return (
         Result("worker_vs_engine", median_ratio(rates, plain), ""),
         Result("worker_vs_engine_min", min(w / e for w, e in zip(rates, plain, strict=True)), ""),
@@ -157,7 +164,13 @@ def _results(settings: RolloutSettings, runs: dict[str, list[Run]]) -> tuple[Res
         Result("tickets", played.tickets, "tickets"),
         Result("valid_proposals", played.valid, "tickets", played.proposals, "proposals"),
         Result("rejected", played.rejected, "messages"),
-        Result("batch_fullness", median(worker, lambda r: r.fullness(full, r.all_begun)), ""),
+        Result(
+            "batch_fullness",
+            median(worker, lambda r: r.fullness(full, r.steps_until_all_asked())),
+            "",
+            median(engine, lambda r: r.fullness(full, asking)),
+            alone,
+        ),
         Result(
             "mean_batch",
             full * median(worker, lambda r: r.fullness(full)),
@@ -175,9 +188,13 @@ def _results(settings: RolloutSettings, runs: dict[str, list[Run]]) -> tuple[Res
         ),
         Result(
             "cpu_per_ticket",
-            1e3 * median(worker, lambda r: r.cpu / played.tickets),
+            whole,
             "ms",
             1e3 * median(engine, lambda r: r.cpu / played.tickets),
             alone,
+        ),
+        *(
+            Result(f"cpu_per_ticket.{part}", 1e3 * parts.seconds[part] / played.tickets, "ms", whole, "all of it")
+            for part in PARTS
         ),
     )

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from launch.bench.learner_end import LearnerEnd, Played
-from rollout.engine import Engine, SyncTimings
+from rollout.engine import Engine
 from rollout.engine_steps import Step
+from rollout.engine_sync import SyncTimings
 from rollout.sample import Sample
 from rollout.worker import RolloutWorker, WorkerSpec
 from shared.config import Config
@@ -36,7 +37,7 @@ class Request:
 class Run:
     """One arm, once: its duration, the tokens sampled, seconds of CPU of this process, the engine's steps.
 
-    all_begun: when the last ticket's first request was made; the last of all, for vLLM alone
+    all_asked: when the last request was made
     """
 
     begin: float
@@ -44,7 +45,7 @@ class Run:
     tokens: int
     cpu: float
     steps: Sequence[Step]
-    all_begun: float
+    all_asked: float
     played: Played | None = None
 
     @property
@@ -52,10 +53,14 @@ class Run:
         """Tokens a second."""
         return self.tokens / (self.end - self.begin)
 
-    def fullness(self, max_sequences: int, until: float = float("inf")) -> float:
-        """Share of the batch that was in use, mean over the steps that ended before `until`."""
-        used = [step.sequences for step in self.steps if step.arrived <= until]
+    def fullness(self, max_sequences: int, steps: int | None = None) -> float:
+        """Share of the batch that was in use, mean over the steps, or the first so many."""
+        used = [step.sequences for step in self.steps[:steps]]
         return sum(used) / (max_sequences * len(used)) if used else 0.0
+
+    def steps_until_all_asked(self) -> int:
+        """Steps that ended before the last request was made, at least one."""
+        return max(1, sum(step.arrived <= self.all_asked for step in self.steps))
 
 
 class Arms:
@@ -92,16 +97,13 @@ class Arms:
                 finally:
                     client.close()
             self._requests = engine.requests
-            first = {
-                request.arguments["request_id"].rpartition("-")[0]: request.asked for request in engine.requests[::-1]
-            }
             return Run(
                 begin=played.begin,
                 end=played.end,
                 tokens=played.tokens,
                 cpu=cpu,
                 steps=self._taken(),
-                all_begun=max(first.values()),
+                all_asked=engine.requests[-1].asked,
                 played=played,
             )
 
@@ -122,7 +124,7 @@ class Arms:
                 tokens=sum(task.result() for task in tasks),
                 cpu=time.process_time() - cpu,
                 steps=steps,
-                all_begun=begin,
+                all_asked=begin,
             )
 
         return self._run(replay())
