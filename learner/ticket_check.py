@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+
+import numpy as np
 
 from shared.config import SelfPlayConfig
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Ticket, Verdict
@@ -50,8 +53,9 @@ def check_closed(ticket: Ticket, closed: ClosedTicket, selfplay: SelfPlayConfig,
                     "a token of weights that its ticket is not for: "
                     f"version {span.version} in a ticket of batch {ticket.id.batch}"
                 )
-        if any(later.version < earlier.version for earlier, later in pairwise(episode.spans)):
+        if len(episode.spans) > 1 and any(b.version < a.version for a, b in pairwise(episode.spans)):
             raise MessageError("an episode whose weight versions go backwards")
+    _check_vocabulary(closed.episodes, limits)
 
 
 def _check_proposal(ticket: Ticket, closed: ClosedTicket) -> None:
@@ -84,7 +88,13 @@ def _check_episode(episode: Episode, limits: TokenLimits) -> None:
         raise MessageError("an episode with an impossible reward")
     if len(episode.prompt_ids) > limits.prompt or len(episode.response_ids) > limits.response:
         raise MessageError("an episode longer than sampling allows")
-    if max(int(episode.prompt_ids.max()), int(episode.response_ids.max())) >= limits.vocabulary:
+
+
+def _check_vocabulary(episodes: Sequence[Episode], limits: TokenLimits) -> None:
+    """All ids of a ticket at once: a call into numpy for each array would take longer than everything else here."""
+    prompts = {id(episode.prompt_ids): episode.prompt_ids for episode in episodes}  # attempts share theirs
+    ids = np.concatenate([*prompts.values(), *(episode.response_ids for episode in episodes)])
+    if ids.max() >= limits.vocabulary:
         raise MessageError("a token id outside the vocabulary")
 
 

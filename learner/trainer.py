@@ -175,6 +175,7 @@ class Trainer:
             self._evaluations.start(version)
             self._finish_evaluation()
         self._pool.turnover()  # who was there from the beginning has not joined
+        self._pool.stream_cost()
         self._progress.start_clock()
         if not final:
             self._pool.open_through(version, last)
@@ -194,7 +195,8 @@ class Trainer:
                     self._evaluations.start(version)
             else:
                 self._wake()
-            self._progress.step(version, record | {"workers": asdict(self._pool.turnover())})
+            record |= {"workers": asdict(self._pool.turnover()), "stream": asdict(self._pool.stream_cost())}
+            self._progress.step(version, record)
             if self._store.is_due(version):
                 self._save_checkpoint(version)
         self._finish_evaluation()

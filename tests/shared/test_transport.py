@@ -61,7 +61,7 @@ async def test_nothing_to_receive_is_a_named_error(server, client):
 async def test_refused_messages_are_counted_answered_and_survived(server, client):
     await client.send([b"\xc1 not msgpack"])
     assert isinstance(await client.receive(5), msg.Refused)
-    await client.send(msg.encode(msg.Ack(1)))
+    await client.send(msg.encode(msg.Ack((1,))))
     assert await client.receive(5) == msg.Refused("no acks here")
     assert server.rejected["no acks here"] == 1
     assert sum(server.rejected.values()) == 2

@@ -1,0 +1,85 @@
+"""What the learner does with a message of closed tickets: checks each, writes down together what is new and good."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from learner.collector import Collector
+from learner.journal import Journal, Took
+from learner.members import Worker
+from shared.episodes import ClosedTicket, TicketId
+from shared.errors import MessageError
+from shared.ticket_wire import Frame, TicketFrame
+
+EARLIER_LINEAGE = "a closed ticket of an earlier lineage"
+
+
+@dataclass(slots=True)
+class StreamCost:
+    """What the stream has cost.
+
+    tickets, messages, bytes: closed tickets that came, good or bad, the messages they came in, and their bytes
+    cpu_s: CPU seconds of the learner's thread that reads, checks, writes down and answers; all messages, of any kind
+    worker_cpu_s: what workers say they have spent on writing and sending closed tickets
+    """
+
+    tickets: int = 0
+    messages: int = 0
+    bytes: int = 0
+    cpu_s: float = 0.0
+    worker_cpu_s: float = 0.0
+
+
+class Intake:
+    """Takes closed tickets into journal and collector. Not thread-safe: the worker pool locks around it."""
+
+    def __init__(self, collector: Collector, journal: Journal) -> None:
+        self._collector = collector
+        self._journal = journal
+
+    def take(
+        self,
+        worker: Worker,
+        frames: Sequence[Frame],
+        *,
+        count: Callable[[str], None],
+        refuse: Callable[[MessageError], None],
+    ) -> list[int]:
+        """The sequence numbers of those tickets of a worker's message that are safe, and can be acknowledged.
+
+        A ticket is recorded before it counts, and all of a message with one write. What is bad is told to `refuse`, and
+        costs nothing but itself; what is of an earlier lineage is told to `count`.
+        Raises what the journal raises; then none has been taken.
+        """
+        safe: list[int] = []
+        new: dict[TicketId, tuple[ClosedTicket, Took, Frame]] = {}
+        for frame in frames:
+            try:
+                written = TicketFrame.read(frame)
+                id = written.header.id
+                if id.lineage < self._collector.lineage:
+                    count(EARLIER_LINEAGE)
+                    continue
+                if id in worker.open:
+                    if id not in new:
+                        new[id] = self._checked(worker, written)
+                elif not self._collector.is_closed(id):
+                    raise MessageError("a closed ticket that its worker was not given")
+                safe.append(written.header.sequence)
+            except MessageError as error:
+                refuse(error)
+        if new:
+            positions = self._journal.append_tickets([(took, frame) for _, took, frame in new.values()])
+            for (closed, _, _), position in zip(new.values(), positions, strict=True):
+                self._collector.take(closed, position)
+                worker.open.discard(closed.id)
+        return safe
+
+    def _checked(self, worker: Worker, written: TicketFrame) -> tuple[ClosedTicket, Took, Frame]:
+        closed = written.closed()
+        newest = closed.newest_version
+        if worker.version is None or newest > worker.version:
+            raise MessageError(f"a token of weights that its worker has not been shown to have: version {newest}")
+        ticket = self._collector.check(closed)
+        return closed, Took(closed.id, ticket.seed, worker.member.name, newest), written.frame
