@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from learner.collector import Collector
 from learner.journal import Journal, Took
@@ -11,8 +11,6 @@ from learner.members import Worker
 from shared.episodes import ClosedTicket, TicketId
 from shared.errors import MessageError
 from shared.ticket_wire import Frame, TicketFrame
-
-EARLIER_LINEAGE = "a closed ticket of an earlier lineage"
 
 
 @dataclass(slots=True)
@@ -31,6 +29,20 @@ class StreamCost:
     worker_cpu_s: float = 0.0
 
 
+@dataclass(slots=True)
+class Taken:
+    """What became of a message's tickets.
+
+    safe: sequence numbers of those that can be acknowledged, since they are on record now, or were before
+    outdated: how many are of an earlier lineage, and are dropped
+    faults: of all others, each its own
+    """
+
+    safe: list[int] = field(default_factory=list)
+    outdated: int = 0
+    faults: list[MessageError] = field(default_factory=list)
+
+
 class Intake:
     """Takes closed tickets into journal and collector. Not thread-safe: the worker pool locks around it."""
 
@@ -38,43 +50,35 @@ class Intake:
         self._collector = collector
         self._journal = journal
 
-    def take(
-        self,
-        worker: Worker,
-        frames: Sequence[Frame],
-        *,
-        count: Callable[[str], None],
-        refuse: Callable[[MessageError], None],
-    ) -> list[int]:
-        """The sequence numbers of those tickets of a worker's message that are safe, and can be acknowledged.
+    def take(self, worker: Worker, frames: Sequence[Frame]) -> Taken:
+        """Take the tickets of a worker's message.
 
-        A ticket is recorded before it counts, and all of a message with one write. What is bad is told to `refuse`, and
-        costs nothing but itself; what is of an earlier lineage is told to `count`.
+        A ticket is recorded before it counts, and all of a message with one write. A bad one costs nothing but itself.
         Raises what the journal raises; then none has been taken.
         """
-        safe: list[int] = []
+        taken = Taken()
         new: dict[TicketId, tuple[ClosedTicket, Took, Frame]] = {}
         for frame in frames:
             try:
                 written = TicketFrame.read(frame)
                 id = written.header.id
                 if id.lineage < self._collector.lineage:
-                    count(EARLIER_LINEAGE)
+                    taken.outdated += 1
                     continue
                 if id in worker.open:
                     if id not in new:
                         new[id] = self._checked(worker, written)
                 elif not self._collector.is_closed(id):
                     raise MessageError("a closed ticket that its worker was not given")
-                safe.append(written.header.sequence)
-            except MessageError as error:
-                refuse(error)
+                taken.safe.append(written.header.sequence)
+            except MessageError as fault:
+                taken.faults.append(fault)
         if new:
             positions = self._journal.append_tickets([(took, frame) for _, took, frame in new.values()])
             for (closed, _, _), position in zip(new.values(), positions, strict=True):
                 self._collector.take(closed, position)
                 worker.open.discard(closed.id)
-        return safe
+        return taken
 
     def _checked(self, worker: Worker, written: TicketFrame) -> tuple[ClosedTicket, Took, Frame]:
         closed = written.closed()

@@ -382,12 +382,13 @@ class WorkerPool:
         self._cost.tickets += len(frames)
         self._cost.bytes += sum(map(len, frames))
         self._cost.worker_cpu_s += spent_s
-        peer = worker.peer
-        safe = self._intake.take(
-            worker, frames, count=self._server.count, refuse=lambda error: self._server.refuse(peer, error)
-        )
-        if safe:
-            self._server.send(peer, msg.Ack(tuple(safe)))
+        taken = self._intake.take(worker, frames)
+        for _ in range(taken.outdated):
+            self._server.count("a closed ticket of an earlier lineage")
+        if taken.faults:
+            self._server.refuse(worker.peer, taken.faults)
+        if taken.safe:
+            self._server.send(worker.peer, msg.Ack(tuple(taken.safe)))
             self._deal()
             # Who waits for a batch sees by itself, every second, that it gets on.
             if self._collector.has_complete:

@@ -101,16 +101,11 @@ def encode_ticket(sequence: int, ticket: ClosedTicket) -> bytes:
             ticket.untrained_tokens,
         )
     )
-    return b"".join(
-        [
-            len(head).to_bytes(_LENGTH_BYTES, "little"),
-            head,
-            bytes(-len(head) % 4),
-            *prompts,
-            *(np.ascontiguousarray(episode.response_ids, "<i4") for episode in ticket.episodes),
-            *(np.ascontiguousarray(episode.behaviour_logprobs, "<f4") for episode in ticket.episodes),
-        ]
-    )
+    episodes = ticket.episodes
+    responses = [np.ascontiguousarray(episode.response_ids, "<i4").data for episode in episodes]
+    logprobs = [np.ascontiguousarray(episode.behaviour_logprobs, "<f4").data for episode in episodes]
+    length = len(head).to_bytes(_LENGTH_BYTES, "little")
+    return b"".join([length, head, bytes(-len(head) % 4), *prompts, *responses, *logprobs])
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,9 +181,11 @@ def bad_messages(rng: random.Random, *, to_a_known_worker: bool = False) -> Iter
     does not decode, what only a learner may say, greetings that do not match, and tickets and replies of nowhere.
     """
     valid = valid_messages()
+    tickets = [frames for frames in valid if len(frames) > 1]
     counts = _counts_from_a_worker if to_a_known_worker else _counts_from_a_stranger
     while True:
-        frames = rng.choice(MUTATIONS)(rng.choice(valid), rng)
+        either = tickets if to_a_known_worker and rng.random() < 0.5 else valid
+        frames = rng.choice(MUTATIONS)(rng.choice(either), rng)
         if number := counts(frames):
             yield frames, number
 
@@ -197,7 +199,7 @@ def spoilt_tickets(closed: ClosedTicket) -> list[bytes]:
     one = np.ones(1, dtype=np.int32)
     spoilt = [
         replace(closed, attempts=closed.attempts[1:]),
-        replace(closed, attempts=closed.attempts * 300),
+        replace(closed, attempts=closed.attempts * 20),
         replace(closed, solve_rate=0.0),
         replace(closed, solve_rate=1.0),
         replace(closed, proposed=closed.problem),
@@ -217,15 +219,8 @@ def spoilt_tickets(closed: ClosedTicket) -> list[bytes]:
         attempt(spans=(VersionSpan(0, 0, 2**62), VersionSpan(0, 2**62, 2))),
     ]
     good = encode_ticket(0, closed)
-    return [
-        *(encode_ticket(0, each) for each in spoilt),
-        good[:-3],
-        good[:-4],
-        good + bytes(4),
-        good[:9],
-        good[4:],
-        b"",
-    ]
+    torn = [good[:-3], good[:-4], good + bytes(4), good[:9], good[4:], b""]
+    return [*(encode_ticket(0, each) for each in spoilt), *torn]
 
 
 def _counts_from_a_stranger(frames: Frames) -> int:

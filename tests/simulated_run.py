@@ -40,8 +40,8 @@ class Wire:
     def count(self, reason: str) -> None:
         self.rejected[reason] += 1
 
-    def refuse(self, peer: bytes, error: MessageError) -> None:
-        self.count(str(error))
+    def refuse(self, peer: bytes, errors: Sequence[MessageError]) -> None:
+        raise AssertionError(f"an honest worker was refused: {errors}")
 
 
 @dataclass

@@ -114,10 +114,11 @@ class StreamServer:
         if threading.current_thread() is not self._thread:  # which sends by itself what it has queued
             self._wake_up()
 
-    def refuse(self, peer: bytes, error: MessageError) -> None:
-        """Count what a peer said, or a part of it, by the kind of fault, and answer `Refused`; on the I/O thread."""
-        self.count(str(error).partition(":")[0], f"{error}, from peer {peer.hex()}")
-        self.send(peer, Refused(printable(str(error))))
+    def refuse(self, peer: bytes, errors: Sequence[MessageError]) -> None:
+        """Count each fault of a message by its kind, and answer with the first; on the I/O thread."""
+        for error in errors:
+            self.count(str(error).partition(":")[0], f"{error}, from peer {peer.hex()}")
+        self.send(peer, Refused(printable(str(errors[0]))))
 
     def count(self, reason: str, detail: str = "") -> None:
         """One more in `rejected`, logged with its detail; on the I/O thread."""
@@ -193,7 +194,7 @@ class StreamServer:
                 message, buffers = decode(frames)
                 self._handler(peer, message, buffers)
             except MessageError as error:
-                self.refuse(peer, error)
+                self.refuse(peer, [error])
 
     def _read(self) -> tuple[bytes, list[Frame], int]:
         """A peer, the frames of a message, not copied, and their bytes; of too much, just enough to see that."""

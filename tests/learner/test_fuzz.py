@@ -66,8 +66,8 @@ class Learner:
 
 
 class Rogue(ObedientWorker):
-    """It does its work, and takes no refusal; while it is `spoiling`, it hands in each ticket in every wrong way too,
-    before the good one, or around it in the same message.
+    """It does its work, and takes no refusal; while it is `spoiling`, it hands in every fourth batch's tickets in every
+    wrong way too, before the good one, or around it in the same message.
 
     spoilt: how many wrong ones those have been
     """
@@ -76,7 +76,7 @@ class Rogue(ObedientWorker):
     spoilt = 0
 
     def close_ticket(self, ticket: Ticket, **made) -> None:
-        if not self.spoiling:
+        if not self.spoiling or ticket.id.batch % 4:
             super().close_ticket(ticket, **made)
             return
         closed = make_closed(ticket, **made)
