@@ -16,6 +16,7 @@ from launch.bench.models import SHAPES
 from launch.bench.report import Report
 from launch.bench.soak import SoakSettings, bench_soak
 from launch.bench.sync import SyncSettings, bench_sync
+from launch.bench.wire import WireSettings, bench_wire
 from shared.errors import ConfigError, PrimezeroError
 from shared.metrics import check_writable, write_json
 
@@ -50,6 +51,16 @@ examples:
   primezero bench chaos --steps 240 --hits 40 --seed 1 --folder chaos-1
 """
 
+_WIRE_DESCRIPTION = """\
+What the stream costs: closed tickets from a worker's process to the learner's, with encoding,
+checks, journal and acknowledgement as in a run, against raw ZeroMQ moving the same bytes.
+"""
+_WIRE_EXAMPLES = """\
+examples:
+  primezero bench wire --json wire.json
+  primezero bench wire --transports tcp --response-tokens 4096
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class _Benchmark:
@@ -75,6 +86,14 @@ _BENCHMARKS = (
         _faultless(bench_sync),
         _SYNC_DESCRIPTION,
         _SYNC_EXAMPLES,
+    ),
+    _Benchmark(
+        "wire",
+        "the stream of closed tickets",
+        WireSettings,
+        _faultless(bench_wire),
+        _WIRE_DESCRIPTION,
+        _WIRE_EXAMPLES,
     ),
     _Benchmark(
         "soak",
