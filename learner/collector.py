@@ -105,6 +105,11 @@ class Collector:
         """Of every ticket that is issued here."""
         return self._lineage
 
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+        return self._limits.vocabulary
+
     def open(self, version: int, last_batch: int) -> None:
         """Open every batch that `version` may sample, up to `last_batch`."""
         while self._next_batch <= min(version + self._selfplay.max_staleness, last_batch):

@@ -81,7 +81,7 @@ class Intake:
         return taken
 
     def _checked(self, worker: Worker, written: TicketFrame) -> tuple[ClosedTicket, Took, Frame]:
-        closed = written.closed()
+        closed = written.closed(self._collector.vocabulary)
         newest = closed.newest_version
         if worker.version is None or newest > worker.version:
             raise MessageError(f"a token of weights that its worker has not been shown to have: version {newest}")

@@ -52,11 +52,11 @@ class Took(_Record, frozen=True):
     newest: int
     frames: tuple[bytes, ...] = ()
 
-    def closed(self) -> ClosedTicket:
+    def closed(self, vocabulary: int) -> ClosedTicket:
         """What was taken. Raises MessageError for what no learner of this version can have acknowledged."""
         if len(self.frames) != 1:
             raise MessageError(f"a closed ticket of another format: {len(self.frames)} frames")
-        return TicketFrame.read(self.frames[0]).closed()
+        return TicketFrame.read(self.frames[0]).closed(vocabulary)
 
 
 class Released(_Record, frozen=True):

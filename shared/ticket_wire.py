@@ -108,7 +108,7 @@ def encode_ticket(sequence: int, ticket: ClosedTicket) -> bytes:
     return b"".join([length, head, bytes(-len(head) % 4), *prompts, *responses, *logprobs])
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TicketFrame:
     """A closed ticket whose header has been read; its arrays, from byte `arrays` of the frame on, have not."""
 
@@ -130,10 +130,10 @@ class TicketFrame:
             raise MessageError(f"malformed closed ticket: {error}") from error
         return cls(header, frame, end + -length % 4)
 
-    def closed(self) -> ClosedTicket:
+    def closed(self, vocabulary: int) -> ClosedTicket:
         """The closed ticket; its arrays are read-only views of the frame.
 
-        Raises MessageError when counts, sizes, spans or values do not fit together.
+        Raises MessageError when counts, sizes, spans or values do not fit together, or for an id of no token.
         """
         header = self.header
         headers = header.attempts if header.proposal is None else (header.proposal, *header.attempts)
@@ -143,7 +143,7 @@ class TicketFrame:
             raise MessageError(f"an impossible solve rate: {header.solve_rate}")
         if len(headers) > MAX_EPISODES_PER_TICKET:
             raise MessageError(f"too many episodes in one ticket: {len(headers)}")
-        episodes = self._episodes(headers)
+        episodes = self._episodes(headers, vocabulary)
         return ClosedTicket(
             id=header.id,
             proposal=None if header.proposal is None else episodes[0],
@@ -155,7 +155,7 @@ class TicketFrame:
             untrained_tokens=header.untrained_tokens,
         )
 
-    def _episodes(self, headers: Sequence[EpisodeHeader]) -> list[Episode]:
+    def _episodes(self, headers: Sequence[EpisodeHeader], vocabulary: int) -> list[Episode]:
         lengths = [h.response_tokens for h in headers]
         prompt_tokens, response_tokens = _total(self.header.prompt_tokens), _total(lengths)
         expected = self.arrays + 4 * (prompt_tokens + 2 * response_tokens)
@@ -163,8 +163,8 @@ class TicketFrame:
             raise MessageError(f"arrays of another size than announced: {len(self.frame)} bytes instead of {expected}")
         ids = np.frombuffer(self.frame, "<i4", prompt_tokens + response_tokens, self.arrays)
         logprobs = np.frombuffer(self.frame, "<f4", response_tokens, self.arrays + ids.nbytes)
-        if ids.min() < 0:
-            raise MessageError("a negative token id")
+        if ids.view("<u4").max() >= vocabulary:  # a negative id is a large one
+            raise MessageError("a token id outside the vocabulary")
         if not np.isfinite(logprobs).all():
             raise MessageError("a log-probability that is not finite")
         prompts = [ids[start:end] for start, end in pairwise(accumulate(self.header.prompt_tokens, initial=0))]
@@ -183,6 +183,8 @@ def _total(lengths: Sequence[int]) -> int:
 
 
 def _cover(spans: Sequence[VersionSpan], tokens: int) -> bool:
+    if len(spans) == 1:  # as nearly all are
+        return spans[0].start == 0 and spans[0].end == tokens
     edge = 0
     for span in spans:
         if span.start != edge or span.end <= edge:

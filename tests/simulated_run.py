@@ -223,7 +223,7 @@ class SimulatedRun:
         if not worker.broken and (worker.session.lineage is not None or len(frames) == 1):
             message, tickets = msg.decode(frames)
             for ticket in tickets:
-                closed = TicketFrame.read(ticket).closed()
+                closed = TicketFrame.read(ticket).closed(100)
                 if not self.pool._collector.is_closed(closed.id):
                     self._first[closed.id] = mark(closed)
             self.pool._handle(worker.peer, message, tickets)

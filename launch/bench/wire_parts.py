@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.bench.wire_ends import Sizes, made_ticket, make_collector
+from launch.bench.wire_ends import VOCABULARY, Sizes, made_ticket, make_collector
 from learner.journal import Journal, Took
 from shared.messages import MAX_TICKETS_PER_MESSAGE
 from shared.ticket_wire import TicketFrame, encode_ticket
@@ -62,7 +62,7 @@ def _once(sizes: Sizes, journal_file: Path) -> dict[str, float]:
 
     gc.collect()
     frames = timed("encode", lambda: [encode_ticket(i, closed) for i, closed in enumerate(made)])
-    closed = timed("decode", lambda: [TicketFrame.read(frame).closed() for frame in frames])
+    closed = timed("decode", lambda: [TicketFrame.read(frame).closed(VOCABULARY) for frame in frames])
     timed("check", lambda: [collector.check(each) for each in closed])
     messages = in_messages(frames, sizes.batch_kib * 2**10)
 

@@ -63,7 +63,7 @@ def same(a: Episode, b: Episode) -> bool:
 def round_trip(ticket: ClosedTicket) -> ClosedTicket:
     written = TicketFrame.read(encode_ticket(7, ticket))
     assert (written.header.sequence, written.header.id) == (7, ticket.id)
-    return written.closed()
+    return written.closed(2**31)
 
 
 @given(closed_tickets())
@@ -104,7 +104,7 @@ def edited(frame: bytes, **changes: object) -> bytes:
 
 
 def read(frame: bytes) -> ClosedTicket:
-    return TicketFrame.read(frame).closed()
+    return TicketFrame.read(frame).closed(2**31)
 
 
 @given(ticket=closed_tickets(), by=st.integers(1, 40))
@@ -199,10 +199,14 @@ def test_log_probabilities_that_are_no_numbers_are_refused(bad):
         read(frame[:-8] + np.full(2, bad, dtype="<f4").tobytes())
 
 
-def test_a_negative_token_id_is_refused():
-    header, arrays = parts(frame_of(plain_ticket()))
+def test_a_token_id_that_is_negative_or_outside_the_vocabulary_is_refused():
+    frame = frame_of(plain_ticket())  # of ids up to 5
+    assert TicketFrame.read(frame).closed(6)
+    with pytest.raises(MessageError, match="vocabulary"):
+        TicketFrame.read(frame).closed(5)
+    header, arrays = parts(frame)
     for at in range(0, 4 * (3 + 2 * 2), 4):
-        with pytest.raises(MessageError, match="negative"):
+        with pytest.raises(MessageError, match="vocabulary"):
             read(framed(list(header.values()), arrays[:at] + b"\xff" * 4 + arrays[at + 4 :]))
 
 
