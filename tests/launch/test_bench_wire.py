@@ -21,19 +21,8 @@ PARTS = {"encode", "decode", "check", "journal", "collect"}
 def test_the_report_has_every_figure_of_every_arm(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch):
     monkeypatch.chdir(tmp_path)
     sizes = "--tickets 12 --tiny-tickets 24 --attempts 3 --prompt-tokens 8 --response-tokens 40"
-    arguments = [
-        "bench",
-        "wire",
-        *sizes.split(),
-        "--rounds",
-        "2",
-        "--batch-kib",
-        "2",
-        "--port",
-        str(free_port()),
-        "--json",
-        "wire.json",
-    ]
+    limits = f"--rounds 2 --batch-kib 2 --port {free_port()}"
+    arguments = ["bench", "wire", *sizes.split(), *limits.split(), "--json", "wire.json"]
     assert main(arguments) == 0
     report = json.loads((tmp_path / "wire.json").read_text())
     assert (report["benchmark"], report["settings"]["transports"]) == ("wire", "ipc,tcp")
