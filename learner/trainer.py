@@ -36,6 +36,7 @@ from shared import messages as msg
 from shared.config import Config
 from shared.disk import reason, what_to_do, writing
 from shared.errors import CheckpointError, PrimezeroError
+from shared.heap import keep_freed_memory
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def run_learner(
 
     beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
     """
+    keep_freed_memory()
     torch.set_num_threads(config.learner.threads)
     policy = Policy(
         config.model.path,

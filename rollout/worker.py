@@ -21,6 +21,7 @@ from shared import messages as msg
 from shared.config import Config
 from shared.episodes import Ticket
 from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, WorkerFailedError
+from shared.heap import keep_freed_memory
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 from shared.transport import ClientKeys, StreamClient
 
@@ -45,6 +46,7 @@ def run_worker(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> No
 
     beat: called every few seconds, once the engine is there only after a round trip through it
     """
+    keep_freed_memory()
     asyncio.run(_run(config, spec, beat))
 
 

@@ -22,6 +22,7 @@ from rollout.session import Session
 from shared import messages as msg
 from shared.config import Config, RolloutConfig, SamplingConfig, SelfPlayConfig, StreamConfig
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, Verdict, VersionSpan
+from shared.heap import keep_freed_memory
 from shared.transport import ClientKeys, ServerKeys, StreamClient
 
 PATIENCE_S = 60.0
@@ -142,6 +143,7 @@ class StreamedRun:
     """The learner's end here, with journal and all; a worker's in a process of its own. Batch after batch."""
 
     def __init__(self, endpoint: str, sizes: Sizes, folder: Path, keys: tuple[ServerKeys, ClientKeys] | None) -> None:
+        keep_freed_memory()
         config = sizes.config()
         self.folder = folder
         folder.mkdir(mode=0o700)
@@ -194,6 +196,7 @@ class StreamedRun:
 
 
 def _work(endpoint: str, sizes: Sizes, keys: ClientKeys | None, pipe: Connection) -> None:
+    keep_freed_memory()
     asyncio.run(_WorkersEnd(endpoint, sizes, keys, pipe).run())
 
 
