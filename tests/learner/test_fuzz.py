@@ -67,7 +67,7 @@ class Learner:
 
 class Rogue(ObedientWorker):
     """It does its work, and takes no refusal; while it is `spoiling`, it hands in every fourth batch's tickets in every
-    wrong way too, before the good one, or around it in the same message.
+    wrong way too, before the good one, each by itself or all in one message.
 
     spoilt: how many wrong ones those have been
     """
@@ -83,10 +83,8 @@ class Rogue(ObedientWorker):
         spoilt = spoilt_tickets(closed)
         self.spoilt += len(spoilt)
         good = encode_ticket(0, closed)
-        if ticket.id.index % 2:
-            messages = [[*spoilt[:9], good, good, *spoilt[9:]]]
-        else:
-            messages = [*([frame] for frame in spoilt), [good]]
+        # What came after a good one in the same message would be dropped as that ticket again.
+        messages = [[*spoilt, good, good]] if ticket.id.batch % 8 else [*([frame] for frame in spoilt), [good]]
         for frames in messages:
             self._outbox.put(msg.encode_closed(frames))
 
