@@ -18,6 +18,7 @@ from launch.bench.report import Report
 from launch.bench.rollout import RolloutSettings, bench_rollout
 from launch.bench.soak import SoakSettings, bench_soak
 from launch.bench.sync import SyncSettings, bench_sync
+from launch.bench.wire import WireSettings, bench_wire
 from shared.errors import ConfigError, PrimezeroError
 from shared.metrics import check_writable, write_json
 
@@ -74,6 +75,16 @@ examples:
 --model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
 """
 
+_WIRE_DESCRIPTION = """\
+What the stream costs: closed tickets from a worker's process to the learner's, with encoding,
+checks, journal and acknowledgement as in a run, against raw ZeroMQ moving the same bytes.
+"""
+_WIRE_EXAMPLES = """\
+examples:
+  primezero bench wire --json wire.json
+  primezero bench wire --transports tcp --response-tokens 4096
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class _Benchmark:
@@ -115,6 +126,14 @@ _BENCHMARKS = (
         _faultless(bench_rollout),
         _ROLLOUT_DESCRIPTION,
         _ROLLOUT_EXAMPLES,
+    ),
+    _Benchmark(
+        "wire",
+        "the stream of closed tickets",
+        WireSettings,
+        _faultless(bench_wire),
+        _WIRE_DESCRIPTION,
+        _WIRE_EXAMPLES,
     ),
     _Benchmark(
         "soak",
