@@ -229,6 +229,9 @@ def _round(processes: SplitProcesses, kinds: Sequence[str], plain: PlainProcess 
         arrival = processes.next_batch()
         if index and (of := counted_kind(kinds, index - 1)) is not None:
             found[of].append(arrival.since)
+        if index == 0 and plain is not None:  # the learner waits to be told what to do, and the rest is stopped
+            with processes.stopped():
+                found["sampling"], found["update"] = ([spent] for spent in plain.step())
         match kind:
             case "together":
                 found["tokens"].append(arrival.response_tokens)
@@ -237,9 +240,6 @@ def _round(processes: SplitProcesses, kinds: Sequence[str], plain: PlainProcess 
                 processes.skip()
             case "learner":
                 found[kind].append(processes.train_alone())
-    if plain is not None:
-        with processes.stopped():
-            found["sampling"], found["update"] = ([spent] for spent in plain.step())
     return Round(**{name: statistics.median(values) for name, values in found.items()})
 
 
@@ -275,6 +275,8 @@ def _step_results(prefix: str, measured: Measured) -> Iterator[Result]:
     yield Result(f"{prefix}step", together, "s")
     for name in ("wait", "train", "sync"):
         yield Result(f"{prefix}{name}", measured.phase(f"{name}_s"), "s", together, "the step")
+    streams = [step["stream"]["cpu_s"] + step["stream"]["worker_cpu_s"] for step in measured.steps]
+    yield Result(f"{prefix}wire", statistics.median(streams), "s", together, "the step")
     rate = statistics.median(round_.tokens / round_.together for round_ in measured.rounds)
     yield Result(f"{prefix}tokens_per_s", rate, "tokens/s")
     prompt_tokens = statistics.median(step["prompt_tokens"] / step["episodes"] for step in measured.steps)

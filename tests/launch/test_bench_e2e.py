@@ -22,6 +22,7 @@ from shared.errors import ConfigError
 STEP = {
     "episodes": 10,
     "prompt_tokens": 300,
+    "stream": {"cpu_s": 0.02, "worker_cpu_s": 0.01},
     "phases": {"wait_s": 0.1, "train_s": 1.0, "sync_s": 0.2},
 }
 WORK = Work(prompts=5, completions=2, response_tokens=20)
@@ -39,6 +40,7 @@ def test_the_overlap_is_judged_by_the_slower_half():
     assert found["overlap_ratio"].value == 1.25
     assert found["imbalance"].value == pytest.approx(1.2)
     assert found["both_busy"].value == pytest.approx(0.7)
+    assert found["overlap.wire"].value == pytest.approx(0.03)
     assert (found["overlap.wait"].value, found["overlap.prompt_tokens"].value) == (0.1, 30)
 
 
@@ -104,3 +106,4 @@ def test_a_small_run_measures_what_it_compares(arm, measured, counted):
         assert step["episodes"] == 6
         assert step["learner"]["tokens"] == step["response_tokens"]
         assert step["phases"]["train_s"] > 0
+        assert step["stream"]["tickets"] == 3
