@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench.chaos import ChaosSettings, bench_chaos
+from launch.bench.learner import LearnerSettings, bench_learner
 from launch.bench.models import SHAPES
 from launch.bench.report import Report
 from launch.bench.soak import SoakSettings, bench_soak
@@ -29,6 +30,15 @@ examples:
   primezero bench sync --model models/some-instruct-model --modes keep --requests 64
 
 --model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
+"""
+_LEARNER_DESCRIPTION = """\
+What an update costs beside a bare loop and a padded one in plain PyTorch, what merging equal rows
+saves, and what memory a step takes. docs/benchmarks.md explains every figure.
+"""
+_LEARNER_EXAMPLES = """\
+examples:
+  primezero bench learner --json learner.json
+  primezero bench learner --model qwen2.5-0.5b --dtype bfloat16 --vocabulary 2048 --rows 8 --measures speed
 """
 _SOAK_DESCRIPTION = """\
 Whether anything grows while a run of the CPU demo's configuration goes on: memory and open files
@@ -75,6 +85,14 @@ _BENCHMARKS = (
         _faultless(bench_sync),
         _SYNC_DESCRIPTION,
         _SYNC_EXAMPLES,
+    ),
+    _Benchmark(
+        "learner",
+        "updates beside plain PyTorch",
+        LearnerSettings,
+        _faultless(bench_learner),
+        _LEARNER_DESCRIPTION,
+        _LEARNER_EXAMPLES,
     ),
     _Benchmark(
         "soak",

@@ -93,6 +93,12 @@ class PaddedLoop(PlainLoop):
         self._tokens = int(batch.response_lengths.sum())
         self.size = 1
 
+    @property
+    def padded_tokens(self) -> int:
+        """What goes through the model in a step, padding included."""
+        lengths = self._batch.prompt_lengths + self._batch.response_lengths
+        return sum(int(part.max()) * len(part) for part in lengths.split(self.size))
+
     def choose_size(self, sizes: Sequence[int]) -> None:
         """The fastest of `sizes` rows at a time, of one step each after one that warms up."""
 
