@@ -43,7 +43,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             normaliser_N[tokens] = logits.amax(1) - log_p.amax(1)  # any column would do; this one rounds least
             del logits
             entropy_N[tokens] = -torch.linalg.vecdot(log_p.exp(), log_p)
-            kept = log_p if len(log_p) == len(hidden_ND) else None
+            kept = log_p if len(hidden_ND) * len(head_VD) <= chunk else None
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logprobs_N, entropy_N
@@ -58,14 +58,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
         words = _slices(len(head_VD), len(hidden_ND), ctx.chunk)
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if len(words) > 1 else None
         for part in words:
-            if kept is None:
+            log_p = kept
+            if log_p is None:
                 log_p = _scaled_logits(hidden_ND, head_VD[part], ctx.temperature).sub_(normaliser_N[:, None])
-            else:
-                log_p = kept.clone()
             p = log_p.exp()
-            grad_logits = p.mul_(
-                log_p.add_(entropy_N[:, None]).mul_(grad_entropy_N[:, None]).add_(grad_logprobs_N[:, None])
-            ).neg_()
+            log_p = log_p.add_(entropy_N[:, None]) if kept is None else log_p + entropy_N[:, None]
+            grad_logits = p.mul_(log_p.mul_(grad_entropy_N[:, None]).add_(grad_logprobs_N[:, None])).neg_()
             _add_at_targets(grad_logits, targets_N - part.start, grad_logprobs_N)
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden_ND.dtype)
             torch.mm(grad_logits.T, hidden_ND, out=grad_head_VD[part])

@@ -18,8 +18,9 @@ def inputs(dtype=torch.float32, tokens=23):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 700, 3000, 4000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_equal_the_plain_computation(chunk_bytes, temperature):
-    hidden, head, targets, weights = inputs()
+@pytest.mark.parametrize("tokens", [1, 23])
+def test_values_and_gradients_equal_the_plain_computation(chunk_bytes, temperature, tokens):
+    hidden, head, targets, weights = inputs(tokens=tokens)
     expected = plain(hidden, head, targets, temperature)
     expected_grads = torch.autograd.grad((torch.stack(expected) * weights).sum(), (hidden, head))
     found = token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=chunk_bytes)
