@@ -43,9 +43,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
             normaliser_N[tokens] = logits.amax(1) - log_p.amax(1)  # any column would do; this one rounds least
             del logits
             p = log_p.exp()
-            entropy_N[tokens] = -torch.linalg.vecdot(p, log_p)
             if len(hidden_ND) * len(head_VD) <= chunk:
                 kept = (log_p, p)
+            terms = p * log_p if kept else p.mul_(log_p)
+            entropy_N[tokens] = -terms.sum(dim=-1)
+            del log_p, p, terms  # before the next ones are made
         ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, *kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logprobs_N, entropy_N
@@ -74,6 +76,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
             if grad_hidden_ND is None:
                 return grad_logits @ head_VD, grad_head_VD, None, None, None
             grad_hidden_ND += grad_logits @ head_VD[part]
+            del log_p, p, surprise, grad_logits
         assert grad_hidden_ND is not None
         return grad_hidden_ND.to(hidden_ND.dtype), grad_head_VD, None, None, None
 

@@ -98,6 +98,25 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits():
     assert 0 < watch.elements <= chunk * vocabulary
 
 
+@pytest.mark.parametrize("vocabulary", [512, 8192])
+def test_memory_does_not_follow_the_vocabulary(vocabulary):
+    """By the allocator's account: two chunks, what is as long as the tokens, and the head's gradient."""
+    tokens, width, chunk_bytes = 256, 8, 2**18
+    hidden = torch.randn(tokens, width).requires_grad_()
+    head = torch.randn(vocabulary, width).requires_grad_()
+    targets = torch.zeros(tokens, dtype=torch.int64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        logprobs, entropy = token_logprobs(hidden, head, targets, temperature=0.9, chunk_bytes=chunk_bytes)
+        (logprobs.sum() + entropy.sum()).backward()
+    held = most = 0
+    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    beside_the_head = most - head.nbytes
+    assert chunk_bytes < beside_the_head < 2.5 * chunk_bytes
+
+
 def test_no_tokens_give_zero_gradients():
     hidden = torch.zeros(0, 8, requires_grad=True)
     head = torch.randn(5, 8, requires_grad=True)
