@@ -36,6 +36,7 @@ _FREE_SECTIONS = ("run.", "rollout.", "stream.", "sync.")
 _FREE_KEYS = {
     "learner.threads",
     "learner.max_tokens",
+    "learner.activation_checkpointing",
     "learner.logit_chunk_mib",
     "sampling.max_prompt_tokens",
     "selfplay.buffer_capacity",

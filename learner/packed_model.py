@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from learner.attention import PACKED_ATTENTION, PackedLayout
 from learner.logprobs import token_logprobs
@@ -24,6 +25,15 @@ class PackedCausalLM(torch.nn.Module):
         super().__init__()
         self.causal_lm = causal_lm
         self.chunk_bytes = chunk_bytes
+
+    def checkpoint_activations(self) -> None:
+        """From now on keep each layer's input alone for the backward pass, which computes the rest again."""
+        # Nothing in the model is random, so there is no random state to restore.
+        self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        for module in self.causal_lm.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                # Only while training; what is inside the layer need not know, or it would drop out.
+                module.training = True
 
     @property
     def vocabulary(self) -> int:

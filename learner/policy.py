@@ -79,6 +79,8 @@ class Policy:
         self._rank, self._world_size = rank, world_size
         self._device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
         model = PackedCausalLM(load_model(model_folder, dtype), chunk_bytes=int(config.logit_chunk_mib * 2**20))
+        if config.activation_checkpointing:
+            model.checkpoint_activations()
         self._reference: ReferenceModel | None = None
         if config.kl_coefficient > 0:
             self._reference = ReferenceModel(
@@ -94,7 +96,12 @@ class Policy:
             _partition(model, settings)
         model.to(self._device)
         optimizer = torch.optim.AdamW(
-            model.parameters(), lr=config.lr, betas=config.betas, eps=1e-8, weight_decay=config.weight_decay
+            model.parameters(),
+            lr=config.lr,
+            betas=config.betas,
+            eps=1e-8,
+            weight_decay=config.weight_decay,
+            fused=True,  # one pass over the weights instead of a dozen
         )
         # It prints memory reports that no setting turns off; warnings go through its logger, errors are raised.
         with contextlib.redirect_stdout(io.StringIO()):
@@ -185,14 +192,10 @@ class Policy:
         """Log-probabilities of token_ids[1:], each given those before it, at temperature 1, nats: float32 [len − 1]."""
         ids = torch.tensor(list(token_ids), device=self._device)
         positions = torch.arange(len(ids), device=self._device)
+        layout = PackedLayout.of([len(ids)]).to(self._device)
         with torch.no_grad():
             logprobs, _ = self._engine.module(
-                ids[None],
-                positions[None],
-                PackedLayout.of([len(ids)]).to(self._device),
-                positions[:-1],
-                ids[1:],
-                temperature=1.0,
+                ids[None], positions[None], layout, positions[:-1], ids[1:], temperature=1.0
             )
         self._let_go()
         return logprobs.cpu().numpy()

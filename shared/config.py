@@ -278,6 +278,11 @@ class LearnerConfig(Section):
     gradient_clip: float = Field(1.0, gt=0, description="largest gradient norm")
     optimizer_steps_per_batch: Count = Field(1, description="mini-batches that a batch is split into")
     max_tokens: Count = Field(16384, description="tokens in one packed micro-batch")
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep what each layer is given instead of all that it computes, and compute it again in the "
+        "backward pass: less memory for a third more time",
+    )
     logit_chunk_mib: float = Field(
         128, gt=0, description="float32 logits that exist at once, twice, whatever the size of the vocabulary, MiB"
     )

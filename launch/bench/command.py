@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.bench.chaos import ChaosSettings, bench_chaos
 from launch.bench.e2e import E2ESettings, bench_e2e
+from launch.bench.learner import LearnerSettings, bench_learner
 from launch.bench.models import SHAPES
 from launch.bench.report import Report
 from launch.bench.rollout import RolloutSettings, bench_rollout
@@ -43,6 +44,15 @@ examples:
   primezero bench e2e --model qwen2.5-0.5b --dtype bfloat16 --rounds 5
 
 --model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
+"""
+_LEARNER_DESCRIPTION = """\
+What an update costs beside a bare loop and a padded one in plain PyTorch, what merging equal rows
+saves, and what memory a step takes. docs/benchmarks.md explains every figure.
+"""
+_LEARNER_EXAMPLES = """\
+examples:
+  primezero bench learner --json learner.json
+  primezero bench learner --model qwen2.5-0.5b --dtype bfloat16 --vocabulary 2048 --rows 8 --measures speed
 """
 _SOAK_DESCRIPTION = """\
 Whether anything grows while a run of the CPU demo's configuration goes on: memory and open files
@@ -134,6 +144,14 @@ _BENCHMARKS = (
         _faultless(bench_wire),
         _WIRE_DESCRIPTION,
         _WIRE_EXAMPLES,
+    ),
+    _Benchmark(
+        "learner",
+        "updates beside plain PyTorch",
+        LearnerSettings,
+        _faultless(bench_learner),
+        _LEARNER_DESCRIPTION,
+        _LEARNER_EXAMPLES,
     ),
     _Benchmark(
         "soak",
