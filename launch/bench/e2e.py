@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from launch.bench.benchmark import MODELS, Benchmark, faultless
 from launch.bench.models import BenchModel, bench_model
 from launch.bench.plain_process import PlainProcess
 from launch.bench.report import Report, Result, machine
@@ -360,3 +361,22 @@ def _plain(settings: E2ESettings, model: BenchModel, work: Work, say: Say) -> Pl
         threads=settings.plain_threads or len(os.sched_getaffinity(0)),
         timeout_s=settings.timeout_s,
     )
+
+
+BENCHMARK = Benchmark(
+    "e2e",
+    "a whole step, rollout and learner together",
+    E2ESettings,
+    faultless(bench_e2e),
+    description="""\
+A whole step: rollout and learner at work together, against the slower of the two alone, and
+against transformers.generate with a plain PyTorch update. docs/benchmarks.md explains every figure.
+""",
+    examples=f"""\
+examples:
+  primezero bench e2e --json e2e.json
+  primezero bench e2e --model qwen2.5-0.5b --dtype bfloat16 --rounds 5
+
+{MODELS}
+""",
+)

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from launch.bench.benchmark import Benchmark, faultless
 from launch.bench.models import SHAPES, BenchModel, bench_model
 from launch.bench.report import Report, Result, machine
 from launch.bench.rounds import in_turn, median_ratio, seconds
@@ -237,3 +238,20 @@ def _memory(settings: LearnerSettings, say: Say) -> list[Result]:
         Result("memory_before", large.before / 2**20, "MiB", small.before / 2**20, against),
         Result("memory_own", large.own / 2**20, "MiB", small.own / 2**20, against),
     ]
+
+
+BENCHMARK = Benchmark(
+    "learner",
+    "updates beside plain PyTorch",
+    LearnerSettings,
+    faultless(bench_learner),
+    description="""\
+What an update costs beside a bare loop and a padded one in plain PyTorch, what merging equal rows
+saves, and what memory a step takes. docs/benchmarks.md explains every figure.
+""",
+    examples="""\
+examples:
+  primezero bench learner --json learner.json
+  primezero bench learner --model qwen2.5-0.5b --dtype bfloat16 --vocabulary 2048 --rows 8 --measures speed
+""",
+)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 from pydantic import ValidationError
 
+from launch.bench.benchmark import MODELS, Benchmark, faultless
 from launch.bench.learner_end import learner_end
 from launch.bench.models import BenchModel, bench_model, parameter_count
 from launch.bench.parts import PARTS, Parts
@@ -198,3 +199,22 @@ def _results(settings: RolloutSettings, runs: dict[str, list[Run]], parts: Parts
             for part in PARTS
         ),
     )
+
+
+BENCHMARK = Benchmark(
+    "rollout",
+    "self-play on a running engine",
+    RolloutSettings,
+    faultless(bench_rollout),
+    description="""\
+What a rollout worker makes of its engine: tokens a second through the whole worker, self-play,
+stream and acknowledgements included, beside vLLM alone on the same requests in the same engine.
+""",
+    examples=f"""\
+examples:
+  primezero bench rollout --json rollout.json
+  primezero bench rollout --response-tokens 64 --proposals-per-task 32 --buffer-problems-per-task 16
+
+{MODELS}
+""",
+)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from launch.bench.benchmark import Benchmark, faultless
 from launch.bench.raw_zmq import RawSender
 from launch.bench.report import Report, Result, machine
 from launch.bench.rounds import in_turn, median_ratio
@@ -158,3 +159,20 @@ def _part_results(prefix: str, sizes: Sizes, folder: Path, say: Say) -> list[Res
 
 def _named(prefix: str, results: Sequence[Result]) -> list[Result]:
     return [replace(result, name=prefix + result.name) for result in results]
+
+
+BENCHMARK = Benchmark(
+    "wire",
+    "the stream of closed tickets",
+    WireSettings,
+    faultless(bench_wire),
+    description="""\
+What the stream costs: closed tickets from a worker's process to the learner's, with encoding,
+checks, journal and acknowledgement as in a run, against raw ZeroMQ moving the same bytes.
+""",
+    examples="""\
+examples:
+  primezero bench wire --json wire.json
+  primezero bench wire --transports tcp --response-tokens 4096
+""",
+)
