@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from launch.beginnings import probe, seed_stages
 from launch.bench.benchmark import MODELS, Benchmark, faultless
 from launch.bench.models import BenchModel, bench_model
 from launch.bench.plain_process import PlainProcess
@@ -299,8 +300,6 @@ def _temporary() -> Iterator[Path]:
 def _run(
     settings: E2ESettings, model: BenchModel, work: Work, folder: Path, steps: int
 ) -> tuple[Config, LearnerSpec, WorkerSpec]:
-    from launch.train import probe, seed_stages  # it imports Ray
-
     environment = make_environment(_ENVIRONMENT)
     config = Config.model_validate(
         {

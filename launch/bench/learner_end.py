@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from launch.train import seed_stages
+from launch.beginnings import seed_stages
 from learner.collector import Batch, Collector
 from learner.greeting import Identity
 from learner.journal import JOURNAL, Journal
