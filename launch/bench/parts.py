@@ -12,11 +12,11 @@ import rollout.engine_requests
 import rollout.selfplay
 from rollout.worker import RolloutWorker
 
-PARTS = ("prompts", "parsing", "records", "encoding")
-
 
 class Parts:
-    """Seconds of the event loop's thread spent in each of PARTS. What of one part runs inside another counts twice."""
+    """Seconds of the event loop's thread spent in each part. What of one part runs inside another counts twice."""
+
+    names = ("prompts", "parsing", "records", "encoding")
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)

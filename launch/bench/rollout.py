@@ -5,15 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from launch.bench.benchmark import MODELS, Benchmark, faultless
-from launch.bench.learner_end import learner_end
 from launch.bench.models import BenchModel, bench_model, parameter_count
-from launch.bench.parts import PARTS, Parts
 from launch.bench.report import Report, Result, machine
-from launch.bench.rollout_arms import Arms, Run
 from launch.bench.rounds import in_turn, median_ratio
 from launch.bench.settings import setting
 from shared.config import (
@@ -26,6 +24,10 @@ from shared.config import (
     StreamConfig,
 )
 from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launch.bench.parts import Parts
+    from launch.bench.rollout_arms import Arms, Run
 
 Say = Callable[[str], None]
 
@@ -57,6 +59,10 @@ def bench_rollout(settings: RolloutSettings, say: Say = lambda _: None) -> Repor
     Raises ConfigError for impossible settings, and what worker, learner's end and engine raise.
     """
     _check(settings)
+    from launch.bench.learner_end import learner_end
+    from launch.bench.parts import Parts
+    from launch.bench.rollout_arms import Arms
+
     environment = EnvironmentConfig(prompts=settings.prompts, text_after_answer="unparsable")
     say(f"making the model {settings.model}")
     with bench_model(
@@ -196,7 +202,7 @@ def _results(settings: RolloutSettings, runs: dict[str, list[Run]], parts: Parts
         ),
         *(
             Result(f"cpu_per_ticket.{part}", 1e3 * parts.seconds[part] / played.tickets, "ms", whole, "all of it")
-            for part in PARTS
+            for part in parts.names
         ),
     )
 
