@@ -13,6 +13,7 @@ from pathlib import Path
 
 from launch.bench.command import add_bench
 from launch.display import summary_lines
+from launch.plan.command import add_plan
 from launch.tiny_model import TinyModelSettings
 from shared.config_file import known_keys, load_config
 from shared.errors import ConfigError, PrimezeroError
@@ -196,6 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     init_model.set_defaults(command=_init_model)
 
     add_bench(commands)
+    add_plan(commands)
 
     audit = commands.add_parser(
         "audit",

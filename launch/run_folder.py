@@ -37,6 +37,7 @@ _FREE_KEYS = {
     "learner.threads",
     "learner.max_tokens",
     "learner.activation_checkpointing",
+    "learner.gpu_memory_share",
     "learner.logit_chunk_mib",
     "sampling.max_prompt_tokens",
     "selfplay.buffer_capacity",

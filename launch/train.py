@@ -14,6 +14,10 @@ from launch.beginnings import probe, seed_stages
 from launch.disk_space import check_disk
 from launch.display import Display
 from launch.lengths import check_context, check_prompts
+from launch.plan.devices import device_here
+from launch.plan.resolve import resolve_memory
+from launch.plan.sizes import folder_sizes
+from launch.plan.table import plan_table
 from launch.private_folder import private_folder
 from launch.processes import be_private
 from launch.ray_cluster import Cluster
@@ -55,6 +59,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     check_lengths(environment, chat, config)
     probe_ids = probe(environment, chat, config)
     check_disk(config)
+    config = _split_gpu(config)
     with open_run_folder(config, resume=resume) as run_folder:
         return _run(config, environment, probe_ids, run_folder)
 
@@ -67,6 +72,14 @@ def _resolved(config: Config) -> Config:
     learner = config.learner.model_copy(update={"reference_model": reference and reference.resolve()})
     sync = config.sync.model_copy(update={"transport": config.transport})
     return config.model_copy(update={"model": model, "learner": learner, "sync": sync})
+
+
+def _split_gpu(config: Config) -> Config:
+    """With what is left to the memory plan filled in; it is printed where a GPU is shared."""
+    config, plan = resolve_memory(config, device_here() if config.transport == "ipc" else None)
+    if plan is not None:
+        print(plan_table(plan, folder_sizes(config.model.path), config.model.path.name) + "\n")
+    return config
 
 
 def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], run_folder: RunFolder) -> Summary:

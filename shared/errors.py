@@ -17,6 +17,10 @@ class DiskError(PrimezeroError):
     """A disk has no room for a run's files, or does not take them."""
 
 
+class PlanError(PrimezeroError):
+    """A GPU has no room for what a run would put there."""
+
+
 class ModelFolderError(PrimezeroError):
     """A model folder is missing, incomplete, or does not fit the configuration."""
 

@@ -131,3 +131,34 @@ def test_the_stream_listens_at_one_address_that_a_worker_can_reach(endpoint):
         load_config(None, ["--stream.endpoint", endpoint])
     for good in ("auto", "tcp://127.0.0.1:5555", "tcp://[::1]:5555", "tcp://node-3.cluster:65535"):
         assert load_config(None, ["--stream.endpoint", good]).stream.endpoint == good
+
+
+@pytest.mark.parametrize(
+    ("overrides", "named"),
+    [
+        (["--learner.offload_optimizer=true", "--learner.zero_stage=3"], "learner.zero_stage=1 or 2, not 3"),
+        (["--rollout.gpu_memory_share=0.5", "--learner.gpu_memory_share=0.6"], "are more than one GPU"),
+        (
+            ["--rollout.gpu_memory_share=0.3", "--rollout.workers=2", "--learner.gpu_memory_share=0.6"],
+            "rollout.workers=2",
+        ),
+        (["--learner.gpu_memory_share=1.5"], "learner.gpu_memory_share"),
+        (["--learner.offload_optimizer=sometimes"], "learner.offload_optimizer"),
+    ],
+)
+def test_what_cannot_share_a_gpu_is_refused(overrides, named):
+    with pytest.raises(ConfigError, match=named):
+        load_config(None, overrides)
+
+
+def test_engines_elsewhere_may_have_a_gpu_to_themselves():
+    words = ["--rollout.gpu_memory_share=0.9", "--learner.gpu_memory_share=0.9", "--sync.transport=nccl"]
+    assert load_config(None, words).rollout.gpu_memory_share == 0.9
+
+
+@pytest.mark.parametrize(("word", "value"), [("auto", "auto"), ("true", True), ("false", False)])
+def test_offloading_is_decided_or_left_to_the_plan(word, value, tmp_path):
+    config = load_config(None, [f"--learner.offload_optimizer={word}"])
+    assert config.learner.offload_optimizer == value
+    (tmp_path / "config.toml").write_text(dump_toml(config))
+    assert load_config(tmp_path / "config.toml") == config

@@ -1,0 +1,6 @@
+"""The memory planner: where every GiB of a device goes, before anything is allocated.
+
+`sizes` reads a model's shape; `learner_memory`, `activations` and `engine_memory` are the arithmetic, in bytes;
+`memory_plan` puts them together on a `devices` entry; `advice` says what to change; `table` shows it.
+Nothing here imports torch, and only the resolving of a run's configuration asks for a GPU.
+"""

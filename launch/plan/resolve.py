@@ -1,0 +1,49 @@
+"""What a run's configuration leaves to the plan: the shares of its GPU, and whether the optimizer is offloaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import psutil
+
+from launch.plan.advice import advise
+from launch.plan.devices import GIB, Device
+from launch.plan.memory_plan import MemoryPlan, plan_memory
+from launch.plan.sizes import folder_sizes
+from launch.plan.table import advice_text
+from shared.config import Config
+from shared.errors import PlanError
+
+
+def resolve_memory(config: Config, device: Device | None) -> tuple[Config, MemoryPlan | None]:
+    """The configuration as it will run, and the plan of the GPU that learner and engines share; device: None where
+    they share none, and there is nothing to split.
+
+    Raises PlanError, with what to change, where GPU or host have no room.
+    """
+    if device is None:
+        return _with_sections(config, learner={"offload_optimizer": config.learner.offload_optimizer is True}), None
+    model = folder_sizes(config.model.path)
+    plan = plan_memory(config, model, device)
+    if not plan.fits:
+        raise PlanError(advice_text(plan, advise(config, model, device)))
+    check_host(plan)
+    return _with_sections(
+        config,
+        learner={"offload_optimizer": plan.offload, "gpu_memory_share": plan.learner_share},
+        rollout={"gpu_memory_share": plan.engine_share, "gpu_cache_gib": plan.cache / GIB},
+    ), plan
+
+
+def check_host(plan: MemoryPlan) -> None:
+    """PlanError where an offloaded optimizer has no room in this machine's memory."""
+    if plan.host > (available := psutil.virtual_memory().available):
+        raise PlanError(
+            f"the optimizer has to be offloaded, which takes {plan.host / GIB:.1f} GiB of the host's memory, and "
+            f"{available / GIB:.1f} are available: use a host with more, a larger GPU, or a smaller model"
+        )
+
+
+def _with_sections(config: Config, **sections: dict[str, Any]) -> Config:
+    parts = {name: getattr(config, name).model_copy(update=values) for name, values in sections.items()}
+    return config.model_copy(update=parts)

@@ -1,0 +1,82 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from launch.cli import main
+from launch.plan import devices
+from launch.plan.devices import GIB, device_here
+from shared.errors import InstallationError
+
+CONFIG = ["--config", "launch/configs/single_a100.toml"]
+
+
+def test_a_plan_is_shown_and_written(capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    assert main(["plan", "--model", "qwen2.5-3b", "--device", "a100-80gb", *CONFIG, "--json", str(file)]) == 0
+    assert "attention cache" in capsys.readouterr().out
+    plan = json.loads(file.read_text())
+    assert plan["fits"]
+    assert plan["advice"] is None
+    assert sum(part["size"] for part in plan["parts"] if part["counted"]) + plan["free"] < plan["device"]["memory"]
+
+
+def test_what_does_not_fit_fails_with_advice(capsys, tmp_path):
+    file = tmp_path / "plan.json"
+    arguments = ["plan", "--model", "qwen2.5-7b", "--device-gib", "79", *CONFIG, "--json", str(file)]
+    assert main(arguments) == 1
+    said = capsys.readouterr()
+    assert "missing" in said.out
+    assert "This fits: --learner.max_tokens 8192" in said.err
+    assert json.loads(file.read_text())["advice"]["changes"]
+    assert main([*arguments, "--learner.max_tokens", "8192"]) == 0
+
+
+def test_the_vocabulary_of_a_shape_can_be_given(capsys):
+    for words, shown in [([], "0.49B"), (["--vocabulary", "1000"], "0.36B")]:
+        assert main(["plan", "--model", "qwen2.5-0.5b", "--device", "h200", *words, *CONFIG]) == 0
+        assert shown in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model", "qwen2.5-3b", "--device", "b200"], "none of a100-40gb"),
+        (["--model", "gpt", "--device", "h200"], "neither a folder"),
+        (["--model", "qwen2.5-3b"], "no GPU was found"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(capsys, monkeypatch, words, said):
+    monkeypatch.setenv("PATH", "")
+    assert main(["plan", *words]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_planning_imports_no_torch():
+    code = (
+        "import sys; from launch.cli import main; "
+        f"main(['plan', '--model', 'qwen2.5-3b', '--device', 'h200', *{CONFIG!r}]); "
+        "sys.exit(bool({'torch', 'vllm', 'deepspeed', 'ray'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def smi(folder, monkeypatch, script: str) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(devices.shutil, "which", lambda _: str(program))
+
+
+def test_the_gpu_here_is_what_its_driver_tells(tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch, "echo 'NVIDIA A100-SXM4-80GB, 81920, 1024'; echo 'another, 1, 0'")
+    device = device_here()
+    assert (device.name, device.memory, device.used) == ("NVIDIA A100-SXM4-80GB", 80 * GIB, GIB)
+
+
+@pytest.mark.parametrize("script", ["exit 9", "true", "echo 'No devices were found'"])
+def test_a_driver_without_a_gpu_is_no_gpu(tmp_path, monkeypatch, script):
+    smi(tmp_path, monkeypatch, script)
+    with pytest.raises(InstallationError, match="no GPU was found"):
+        device_here()

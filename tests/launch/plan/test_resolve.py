@@ -1,0 +1,59 @@
+"""What a run leaves to the plan is filled in, and what has no room is refused before anything starts."""
+
+from types import SimpleNamespace
+
+import pytest
+
+import launch.train
+from launch.plan import resolve
+from launch.plan.devices import GIB, Device
+from launch.plan.resolve import resolve_memory
+from launch.train import train
+from shared.config_file import load_config
+from shared.errors import PlanError
+
+
+def configured(folder, **overrides):
+    overrides |= {"model.path": folder, "sampling.max_prompt_tokens": 32, "sampling.max_response_tokens": 32}
+    return load_config(None, [f"--{key}={value}" for key, value in overrides.items()])
+
+
+def host(monkeypatch, gib: float) -> None:
+    monkeypatch.setattr(resolve.psutil, "virtual_memory", lambda: SimpleNamespace(available=int(gib * GIB)))
+
+
+def test_without_a_shared_gpu_nothing_is_split_and_nothing_offloaded(model_folder):
+    config, plan = resolve_memory(configured(model_folder), None)
+    assert plan is None
+    assert config.learner.offload_optimizer is False
+    assert config.rollout.gpu_memory_share is config.learner.gpu_memory_share is None
+    asked, _ = resolve_memory(configured(model_folder, **{"learner.offload_optimizer": "true"}), None)
+    assert asked.learner.offload_optimizer is True
+
+
+def test_on_a_gpu_every_share_is_filled_in(model_folder):
+    config, plan = resolve_memory(configured(model_folder), Device("a GPU", 20 * GIB))
+    assert config.learner.offload_optimizer is False
+    assert config.learner.gpu_memory_share == plan.learner_share
+    assert config.rollout.gpu_memory_share == plan.engine_share
+    assert config.rollout.gpu_cache_gib * GIB == plan.cache
+    again, _ = resolve_memory(config, Device("a GPU", 20 * GIB))
+    assert again.rollout.gpu_cache_gib == config.rollout.gpu_cache_gib
+
+
+def test_a_host_without_room_for_the_optimizer_is_refused(model_folder, monkeypatch):
+    config = configured(model_folder, **{"learner.offload_optimizer": "true"})
+    host(monkeypatch, 0.0001)
+    with pytest.raises(PlanError, match="of the host's memory"):
+        resolve_memory(config, Device("a GPU", 20 * GIB))
+    host(monkeypatch, 1)
+    assert resolve_memory(config, Device("a GPU", 20 * GIB))[0].learner.offload_optimizer is True
+
+
+def test_training_refuses_what_has_no_room_on_its_gpu(format_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.train, "device_here", lambda: Device("a small GPU", GIB))
+    overrides = {"sync.transport": "ipc", "run.folder": tmp_path / "runs", "environment.prompts": "short"}
+    overrides |= {"model.path": format_model, "sampling.max_prompt_tokens": 64, "sampling.max_response_tokens": 12}
+    with pytest.raises(PlanError, match=r"a small GPU has 1\.0"):
+        train(load_config(None, [f"--{key}={value}" for key, value in overrides.items()]))
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,139 @@
+"""The start script for one A100, on a machine without one; and the image that runs it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+GPU = "echo 'NVIDIA A100-SXM4-80GB, 580.65.06, 81920 MiB'"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A checkout with the script, its configuration, and this environment as its .venv."""
+    (tmp_path / "launch").mkdir()
+    shutil.copy(ROOT / "launch/single_a100.sh", tmp_path / "launch")
+    shutil.copytree(ROOT / "launch/configs", tmp_path / "launch/configs")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv/bin").symlink_to(Path(sys.executable).parent)
+    return tmp_path
+
+
+@pytest.fixture
+def gpu_tree(tree: Path) -> Path:
+    """A checkout on a machine with a driver; of its environment everything does nothing but tell what it was asked."""
+    (tree / ".venv/bin").unlink()
+    for name in ("primezero", "hf", "python"):
+        write(tree / ".venv/bin" / name, f'echo "{name} $*"')
+    write(tree / "bin/nvidia-smi", GPU)
+    write(tree / "launch/setup.sh", 'echo "setup $*"')
+    return tree
+
+
+def write(path: Path, script: str) -> None:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def run(tree: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    path = f"{tree / 'bin'}:{os.environ['PATH']}"
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path} | environment
+    script = ["bash", str(tree / "launch/single_a100.sh"), *words]
+    return subprocess.run(script, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_dry_run_without_a_gpu_shows_everything_and_starts_nothing(tree):
+    done = run(tree, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    for shown in (
+        "no GPU was found",
+        "disk: ",
+        "memory: ",
+        "qwen2.5-3b, 3.09B parameters, on a100-80gb",
+        "nothing was",
+    ):
+        assert shown in done.stdout
+    assert sorted(path.name for path in tree.iterdir()) == [".venv", "launch"]
+
+
+def test_a_dry_run_of_what_does_not_fit_fails_with_advice(tree):
+    done = run(tree, "--dry-run", "--learner.max_tokens", "131072", "--learner.offload_optimizer", "false")
+    assert done.returncode == 1
+    assert "This fits: " in done.stderr
+
+
+def test_without_a_gpu_and_without_dry_run_it_says_so_and_fails(tree):
+    done = run(tree)
+    assert done.returncode == 1
+    assert "no GPU was found" in done.stderr
+
+
+def test_on_a_gpu_it_sets_up_fetches_the_model_and_trains(gpu_tree):
+    done = run(gpu_tree, "--learner.lr", "2e-6")
+    said = done.stdout.splitlines()
+    assert done.returncode == 0, done.stderr
+    assert "setup gpu" in said
+    assert any("NVIDIA A100-SXM4-80GB" in line for line in said)
+    assert said[-1] == (
+        "primezero train --config launch/configs/single_a100.toml --model.path models/Qwen2.5-3B-Instruct "
+        "--learner.lr 2e-6"
+    )
+
+
+def test_model_configuration_and_resuming_can_be_said(gpu_tree):
+    (gpu_tree / "mine").mkdir()
+    (gpu_tree / "mine/config.json").write_text("{}")
+    (gpu_tree / "mine.toml").touch()
+    done = run(gpu_tree, MODEL="mine", CONFIG="mine.toml", RESUME="1")
+    assert done.stdout.splitlines()[-1] == "primezero train --config mine.toml --model.path mine --resume"
+    absent = run(gpu_tree, MODEL="absent")
+    assert absent.returncode == 1
+    assert "MODEL=absent is no model folder" in absent.stderr
+    assert run(gpu_tree, CONFIG="absent.toml").returncode == 1
+
+
+def test_where_no_hub_is_reachable_it_says_where_the_model_goes(gpu_tree):
+    write(gpu_tree / ".venv/bin/hf", "exit 1")
+    done = run(gpu_tree)
+    assert done.returncode == 1
+    assert f"into {gpu_tree}/models/Qwen2.5-3B-Instruct, or name a folder" in done.stderr
+
+
+def test_a_driver_that_is_too_old_is_named(gpu_tree):
+    write(gpu_tree / ".venv/bin/python", "exit 1")
+    done = run(gpu_tree)
+    assert done.returncode == 1
+    assert "the driver is older than its CUDA" in done.stderr
+
+
+def test_scripts_are_strict_and_parse():
+    for script in ROOT.glob("launch/**/*.sh"):
+        assert "set -euo pipefail" in script.read_text(), script
+        subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+def test_the_image_copies_what_exists_and_enough_to_run():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[2:-1]]
+    assert all((ROOT / name).exists() for name in copied)
+    assert {"shared", "rollout", "learner", "launch", "pyproject.toml"} <= set(copied)
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {name.split("/")[0] for name in copied} == allowed
+
+
+def test_the_image_runs_the_script_as_a_user_of_its_own_with_runs_on_a_volume():
+    text = (ROOT / "Dockerfile").read_text()
+    users = re.findall(r"^USER (\S+)$", text, re.MULTILINE)
+    assert users == ["primezero"]
+    assert text.index("USER") < text.index("RUN bash launch/setup.sh gpu")
+    assert "/primezero/runs" in re.findall(r"^VOLUME .*$", text, re.MULTILINE)[0]
+    assert text.rstrip().endswith('ENTRYPOINT ["bash", "launch/single_a100.sh"]')
+    assert ":latest" not in text
