@@ -165,10 +165,11 @@ def _speed(settings: LearnerSettings, arms: _Arms, say: Say) -> list[Result]:
     rate = {arm: tokens / statistics.median(values) for arm, values in took.items()}
     forwarded = sum(m.token_ids.numel() for own in plan_of(batch, arms.config).ranks for m in own)
     padding = padded.padded_tokens
+    needed = tokens - len(batch)  # from the last token of a response nothing is predicted
     results = [
         _ratio("vs_bare", took, "bare", "the bare loop"),
         _ratio("vs_padded", took, "padded", f"a padded loop, {padded.size} rows at a time"),
-        Result("padding_share", 1 - tokens / forwarded, "", 1 - tokens / padding, "the padded loop"),
+        Result("padding_share", 1 - needed / forwarded, "", 1 - tokens / padding, "the padded loop"),
         Result("tokens_per_s", rate["policy"], "tokens/s", rate["bare"], "the bare loop"),
         Result("padded_tokens_per_s", rate["padded"], "tokens/s"),
         Result("padded_rows", padded.size, "rows"),

@@ -102,7 +102,7 @@ def test_memory_counts_what_a_step_allocates() -> None:
     small, large = (step_memory("tiny", "bfloat16", 64, rows, **sizes) for rows in (16, 64))
     assert small.own == large.own == 64 * 64 * 18
     assert large.peak - large.before > 2 * (small.peak - small.before)
-    assert large.before == pytest.approx(small.before, rel=0.1)
+    assert large.before == pytest.approx(small.before, rel=0.2)
 
 
 def test_flops_are_six_for_each_weight_a_token_meets() -> None:
