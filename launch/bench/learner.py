@@ -20,7 +20,8 @@ from shared.errors import ConfigError
 if TYPE_CHECKING:
     from learner.batch import TrainingBatch
 
-_MEASURES = ("speed", "merging", "memory")
+_MEASURES = ("speed", "merging", "sharing", "memory")
+_MOST_SHARED = 4096  # prompts that two numbers of 64 tell apart
 Say = Callable[[str], None]
 
 
@@ -44,6 +45,9 @@ class LearnerSettings:
     merged_distinct: int = setting(300, "how many of these are distinct")
     merged_prompt_tokens: int = setting(16, "median of a prompt there")
     merged_response_tokens: int = setting(5, "median of a response there")
+    shared_prompts: int = setting(32, "of the batch whose prompts are shared")
+    shared_attempts: int = setting(8, "responses to each prompt there")
+    shared_prompt_tokens: int = setting(140, "median of a prompt there")
     memory_model: str = setting("qwen2.5-0.5b", "a shape, whose memory is measured in bfloat16")
     memory_rows: int = setting(6, "of a batch there")
     memory_vocabulary: int = setting(1024, "tokens of the one vocabulary")
@@ -68,6 +72,8 @@ def bench_learner(settings: LearnerSettings, say: Say = lambda _: None) -> Repor
             results += _speed(settings, arms, say)
         if "merging" in settings.measures:
             results += _merging(settings, arms, say)
+        if "sharing" in settings.measures:
+            results += _sharing(settings, arms, say)
         described = {
             "name": model.name,
             "parameters": arms.parameters,
@@ -100,6 +106,8 @@ def _check(settings: LearnerSettings) -> None:
             raise ConfigError(f"--{key.replace('_', '-')} must be at least 1")
     if settings.spread < 0:
         raise ConfigError("--spread must not be negative")
+    if settings.shared_prompts * settings.shared_attempts > _MOST_SHARED:
+        raise ConfigError(f"--shared-prompts times --shared-attempts must be {_MOST_SHARED} at most")
     if settings.merged_distinct > settings.merged_rows:
         raise ConfigError("--merged-distinct is more than --merged-rows")
     if not settings.padded_rows or not all(size.isdecimal() and int(size) for size in settings.padded_rows):
@@ -213,6 +221,28 @@ def _merging(settings: LearnerSettings, arms: _Arms, say: Say) -> list[Result]:
         Result(
             "merged_step", statistics.median(took["merged"]), "s", statistics.median(took["distinct"]), "no merging"
         ),
+    ]
+
+
+def _sharing(settings: LearnerSettings, arms: _Arms, say: Say) -> list[Result]:
+    from launch.bench.training_arms import plan_of
+    from launch.bench.training_batch import shared_batch, with_own_prompts
+
+    shared = shared_batch(
+        prompts=settings.shared_prompts,
+        attempts=settings.shared_attempts,
+        prompt_tokens=settings.shared_prompt_tokens,
+        response_tokens=settings.response_tokens,
+        spread=settings.spread,
+        vocabulary=arms.model.vocabulary,
+    )
+    alone = with_own_prompts(shared)
+    say(f"sharing: {settings.shared_attempts} responses to each of {settings.shared_prompts} prompts")
+    took = in_turn({"shared": partial(arms.train, shared), "alone": partial(arms.train, alone)}, settings.rounds)
+    computed, all_alone = (plan_of(batch, arms.config).forward_tokens for batch in (shared, alone))
+    return [
+        Result("sharing", median_ratio(took["alone"], took["shared"]), "", all_alone / computed, "tokens computed"),
+        Result("shared_step", statistics.median(took["shared"]), "s", statistics.median(took["alone"]), "no sharing"),
     ]
 
 

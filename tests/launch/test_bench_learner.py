@@ -8,7 +8,7 @@ import torch
 
 from launch.bench.models import bench_model
 from launch.bench.training_arms import BareLoop, PaddedLoop, make_policy, plan_of
-from launch.bench.training_batch import made_batch
+from launch.bench.training_batch import made_batch, shared_batch, with_own_prompts
 from launch.bench.training_flops import model_flops, peak_flops
 from launch.bench.training_memory import step_memory
 from launch.cli import main
@@ -20,7 +20,7 @@ SIZES = {"prompt_tokens": 6, "response_tokens": 10, "spread": 0.6}
 
 def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--vocabulary 64 --rounds 2 --rows 12 --prompt-tokens 6 --response-tokens 10 --padded-rows 2,4"
-    merged = "--merged-rows 12 --merged-distinct 4 --memory-model tiny --memory-rows 4 --memory-large-vocabulary 4096"
+    merged = "--merged-rows 12 --merged-distinct 4 --shared-prompts 3 --memory-model tiny --memory-rows 4 --memory-large-vocabulary 4096"
     file = tmp_path / "learner.json"
     assert main(["bench", "learner", *sizes.split(), *merged.split(), "--json", str(file)]) == 0
     report = json.loads(file.read_text())
@@ -28,7 +28,7 @@ def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys
     results = {result["name"]: result for result in report["results"]}
     assert len(results) == len(report["results"])
     values = {name: result["value"] for name, result in results.items()}
-    named = {"vs_bare", "vs_padded", "padding_share", "merging", "peak_memory_vocab", "tokens_per_s"}
+    named = {"vs_bare", "vs_padded", "padding_share", "merging", "sharing", "peak_memory_vocab", "tokens_per_s"}
     assert values.keys() >= named
     assert ("mfu" in values) == (peak_flops("float32") is not None)
 
@@ -39,6 +39,7 @@ def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys
     assert values["padded_rows"] in (2, 4)
     assert values["padding_share"] == 0 < results["padding_share"]["reference"] < 1
     assert results["merging"]["reference"] == 3
+    assert results["sharing"]["reference"] > 4, "eight share a prompt of 140 tokens"
     assert min(values[name] for name in ("vs_bare", "vs_padded", "merging", "merged_step")) > 0
 
     assert results["memory_own"]["value"] * 2**20 == 4096 * 64 * (2 + 16)
@@ -56,6 +57,7 @@ def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys
         ("--rounds 0", "--rounds must"),
         ("--padded-rows 2,x", "--padded-rows"),
         ("--merged-distinct 900", "--merged-distinct"),
+        ("--shared-prompts 4096", "--shared-prompts"),
         ("--spread -1", "--spread"),
         ("--memory-model models/x", "--memory-model"),
     ],
@@ -75,6 +77,16 @@ def test_a_made_batch_has_the_distinct_rows_and_the_lengths_asked_for() -> None:
     assert batch.prompt_lengths.double().log().std() == pytest.approx(0.3, abs=0.1)
     even = made_batch(rows=8, distinct=8, vocabulary=500, prompt_tokens=6, response_tokens=10, spread=0)
     assert set(even.response_lengths.tolist()) == {10}
+
+
+def test_shared_prompts_can_be_told_apart_without_other_lengths() -> None:
+    shared = shared_batch(prompts=9, attempts=8, vocabulary=500, **SIZES)
+    assert [len(group.responses) for group in group_rows(shared)] == [8] * 9
+    own = with_own_prompts(shared)
+    assert len(group_rows(own)) == 72
+    assert own.prompt_lengths.equal(shared.prompt_lengths)
+    for (_, ours), (_, theirs) in zip(own.rows(), shared.rows(), strict=True):
+        assert ours.equal(theirs)
 
 
 def test_the_loops_compute_the_gradient_that_they_are_compared_for() -> None:
