@@ -20,9 +20,10 @@ SIZES = {"prompt_tokens": 6, "response_tokens": 10, "spread": 0.6}
 
 def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--vocabulary 64 --rounds 2 --rows 12 --prompt-tokens 6 --response-tokens 10 --padded-rows 2,4"
-    merged = "--merged-rows 12 --merged-distinct 4 --shared-prompts 3 --memory-model tiny --memory-rows 4 --memory-large-vocabulary 4096"
+    batches = "--merged-rows 12 --merged-distinct 4 --shared-prompts 3"
+    memory = "--memory-model tiny --memory-rows 4 --memory-large-vocabulary 4096"
     file = tmp_path / "learner.json"
-    assert main(["bench", "learner", *sizes.split(), *merged.split(), "--json", str(file)]) == 0
+    assert main(["bench", "learner", *f"{sizes} {batches} {memory}".split(), "--json", str(file)]) == 0
     report = json.loads(file.read_text())
     assert (report["benchmark"], report["model"]["name"]) == ("learner", "tiny")
     results = {result["name"]: result for result in report["results"]}
