@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from launch.beginnings import probe, seed_stages
 from launch.disk_space import check_disk
 from launch.display import Display
 from launch.lengths import check_context, check_prompts
@@ -24,19 +25,17 @@ from launch.restart_log import RestartLog
 from launch.run_folder import CHECKPOINTS, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
 from launch.supervisor import Origin, Restart, Supervisor, Unit
 from learner.progress import Summary
-from learner.spec import LearnerSpec, SeedStage
+from learner.spec import LearnerSpec
 from rollout.chat import ChatTokenizer
 from rollout.engine_vllm import check_version
 from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
 from shared.config import Config
-from shared.episodes import Problem, Task
 from shared.errors import ConfigError, PrimezeroError
 from shared.model_folder import check_model_folder, check_weights
 from shared.transport import ClientKeys, check_address, make_keys
 
-PROBE_TOKENS = 64
 LENGTH_SAMPLES = 200
 GOODBYE_S = 30.0
 
@@ -58,11 +57,11 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     chat = ChatTokenizer.from_folder(config.model.path)
     check_held_out(environment, config)
     check_lengths(environment, chat, config)
-    probe = _probe(environment, chat, config)
+    probe_ids = probe(environment, chat, config)
     check_disk(config)
     config = _split_gpu(config)
     with open_run_folder(config, resume=resume) as run_folder:
-        return _run(config, environment, probe, run_folder)
+        return _run(config, environment, probe_ids, run_folder)
 
 
 def _resolved(config: Config) -> Config:
@@ -83,7 +82,7 @@ def _split_gpu(config: Config) -> Config:
     return config
 
 
-def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_folder: RunFolder) -> Summary:
+def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], run_folder: RunFolder) -> Summary:
     with private_folder(run_folder.path) as private:
         over_tcp = config.stream.endpoint != "auto"
         learner_keys, worker_keys = make_keys() if over_tcp else (None, None)
@@ -93,7 +92,7 @@ def _run(config: Config, environment: Environment, probe: tuple[int, ...], run_f
             run_folder=run_folder.path,
             environment=environment.fingerprint,
             seeds=seed_stages(environment, config),
-            probe=probe,
+            probe=probe_ids,
             checkpoints=run_folder.path / CHECKPOINTS,
             resume_from=run_folder.resume_from,
             lineage=run_folder.lineage,
@@ -160,29 +159,6 @@ def _watch(supervisor: Supervisor, display: Display, check_interrupts: Callable[
     # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
     supervisor.wait_for_goodbyes(GOODBYE_S)
     return summary
-
-
-def _probe(environment: Environment, chat: ChatTokenizer, config: Config) -> tuple[int, ...]:
-    """Solver prompts one after the other, as many tokens as the engine's context admits."""
-    ids = [
-        token
-        for task in environment.tasks
-        for problem in environment.evaluation_problems(task, PROBE_TOKENS, seed=0)
-        for token in chat.prompt_ids(environment.solver_prompt(problem))
-    ]
-    return tuple(ids[: min(PROBE_TOKENS, config.sampling.max_prompt_tokens)])
-
-
-def seed_stages(environment: Environment, config: Config) -> tuple[SeedStage, ...]:
-    """Seed problems of every stage of the environment, from the run's seed."""
-
-    def problems(task: Task, batch: int) -> list[Problem]:
-        rng = random.Random(f"seeds {config.run.seed} {task}" + (f" {batch}" if batch else ""))
-        return environment.seed_problems(task, config.selfplay.seed_problems_per_task, rng, batch=batch)
-
-    return tuple(
-        SeedStage(batch, {task: problems(task, batch) for task in environment.tasks}) for batch in environment.stages
-    )
 
 
 def check_held_out(environment: Environment, config: Config) -> None:

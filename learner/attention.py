@@ -1,46 +1,79 @@
-"""Attention confined to each sequence of a packed row, while every linear layer stays packed.
+"""Attention within each sequence of a packed row: sequences may share a beginning, and linear layers stay packed.
 
-Without this, `transformers` builds a dense [T × T] mask for a packed row, which is several times slower. On a GPU in
-half precision it is one call of torch's variable-length attention; elsewhere one scaled-dot-product call for each run
-of sequences of equal length.
+Without this, `transformers` builds a dense [T × T] mask for a packed row, which is several times slower.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate, groupby
+from dataclasses import dataclass
+from itertools import groupby
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
 PACKED_ATTENTION = "primezero_packed"
+_CAUSAL = (-1, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class PackedLayout:
-    """How a packed row of T tokens is cut: runs of neighbouring sequences of equal length, in order.
+class Run:
+    """Neighbouring stretches of equal lengths: `count` of `queries` tokens each, which attend to `keys` tokens each."""
 
-    counts, lengths: sequences in each run, and their common length in tokens; Σ count · length = T
-    offsets: int32 [sequences + 1], where each sequence begins, and T; beside the tokens, for kernels that read it
+    count: int
+    queries: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLayout:
+    """How a packed row of T tokens is cut into stretches, and what each stretch attends to.
+
+    A stretch is a sequence, or a part of one that goes on from the end of another stretch, its prefix. A token attends
+    to the whole prefix of its stretch, and to its own stretch up to itself.
+
+    runs: of stretches, in order; Σ count · queries = T
+    key_index: int64 [Σ count · keys], of each stretch in turn the positions in the row of its keys: prefix, then own;
+        None where no stretch has a prefix: then they are the row itself
+    query_starts, key_starts: int32 [stretches + 1], where each stretch's queries and keys begin, and the end
     """
 
-    counts: tuple[int, ...]
-    lengths: tuple[int, ...]
-    offsets: Tensor = field(compare=False)
+    runs: tuple[Run, ...]
+    key_index: Tensor | None
+    query_starts: Tensor
+    key_starts: Tensor
 
     @classmethod
-    def of(cls, lengths: Sequence[int]) -> PackedLayout:
-        """The layout of sequences of these lengths, packed in this order; sorted, it has the fewest runs."""
-        runs = [(len(list(run)), length) for length, run in groupby(lengths)]
-        offsets = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-        return cls(tuple(count for count, _ in runs), tuple(length for _, length in runs), offsets)
+    def of(cls, lengths: Sequence[int], prefixes: Sequence[int | None] | None = None) -> PackedLayout:
+        """The layout of stretches of these lengths, in this order; with equals side by side it has the fewest runs.
 
-    def with_offsets(self, offsets: Tensor) -> PackedLayout:
-        """The same layout with its offsets elsewhere."""
-        return replace(self, offsets=offsets)
+        prefixes: of each stretch, the index of the stretch that it goes on from, which has no prefix itself
+        """
+        before = [0 if prefix is None else lengths[prefix] for prefix in prefixes or [None] * len(lengths)]
+        keys = [length + prefix_length for length, prefix_length in zip(lengths, before, strict=True)]
+        starts = _starts(lengths)
+        key_index = None
+        if prefixes is not None and any(before):
+            parts = [ranges([start], [length]) for start, length in zip(starts, lengths, strict=False)]
+            shown = [[parts[i]] if prefix is None else [parts[prefix], parts[i]] for i, prefix in enumerate(prefixes)]
+            key_index = torch.from_numpy(np.concatenate([part for each in shown for part in each]))
+        runs = [Run(len(list(run)), *sizes) for sizes, run in groupby(zip(lengths, keys, strict=True))]
+        return cls(tuple(runs), key_index, _int32(starts), _int32(_starts(keys)))
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """The most queries, and the most keys, of a stretch."""
+        return max(run.queries for run in self.runs), max(run.keys for run in self.runs)
+
+    def to(self, device: torch.device) -> PackedLayout:
+        """The layout with its tensors on a device."""
+        key_index = None if self.key_index is None else to_device(self.key_index, device)
+        starts = to_device(self.query_starts, device), to_device(self.key_starts, device)
+        return PackedLayout(self.runs, key_index, *starts)
 
 
 def packed_attention(
@@ -56,46 +89,87 @@ def packed_attention(
     sliding_window: int | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each sequence.
+    """Causal attention within each sequence of the layout.
 
     query: [1, heads, T, d]; key, value: [1, key-value heads, T, d]; returns [1, T, heads, d] and no weights.
     The layout travels through the model's forward as the keyword `packed_layout`.
+
+    On a GPU, in 16 bits, it is one kernel for all sequences; otherwise one scaled-dot-product call for each run.
     """
     if attention_mask is not None or dropout or sliding_window is not None:
         raise ValueError("packed attention is causal: no mask, no dropout, no sliding window")
-    if _variable_length(query):
-        return _by_offsets(query, key, value, packed_layout, scaling), None
-    return _by_runs(query, key, value, packed_layout, scaling), None
+    q, k, v = query[0], key[0], value[0]
+    if packed_layout.key_index is not None:
+        k, v = (x.index_select(1, packed_layout.key_index) for x in (k, v))
+    grouped = q.shape[0] != k.shape[0]
+    # FlashAttention's kernels, which read where sequences begin from the GPU.
+    if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0:
+        attended = varlen_attention(q, k, v, packed_layout, scaling, grouped)
+    else:
+        attended = run_attention(q, k, v, packed_layout, scaling, grouped)
+    return attended[None], None
 
 
-def _variable_length(query: Tensor) -> bool:
-    """Whether FlashAttention's kernels take it: they read cuts from the GPU, so that a layer is one launch."""
-    return query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and query.shape[-1] % 8 == 0
-
-
-def _by_offsets(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
-    longest = max(layout.lengths)
-    attended: Tensor = varlen_attn(
-        *(q, k, v, layout.offsets, layout.offsets, longest, longest),
-        scale=scaling,
-        window_size=(-1, 0),  # causal
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
-    return attended[None]
-
-
-def _by_runs(query: Tensor, key: Tensor, value: Tensor, layout: PackedLayout, scaling: float | None) -> Tensor:
-    sizes = [count * length for count, length in zip(layout.counts, layout.lengths, strict=True)]
-    runs = zip(layout.lengths, *(x[0].split(sizes, dim=1) for x in (query, key, value)), strict=True)
+def run_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scaling: float | None, grouped: bool
+) -> Tensor:
+    """Run by run: q [heads, T, d], k and v [key-value heads, keys, d]; returns [T, heads, d]."""
+    queries = q.split([run.count * run.queries for run in layout.runs], dim=1)
+    keys, values = (x.split([run.count * run.keys for run in layout.runs], dim=1) for x in (k, v))
     outputs = []
-    for length, *run in runs:
-        q, k, v = (x.unflatten(1, (-1, length)).transpose(0, 1) for x in run)  # [count, heads, length, d]
+    for run, *parts in zip(layout.runs, queries, keys, values, strict=True):
+        lengths = (run.queries, run.keys, run.keys)
+        # [count, heads, length, d]
+        q, k, v = (x.unflatten(1, (-1, length)).transpose(0, 1) for x, length in zip(parts, lengths, strict=True))
+        mask = None
+        if run.keys > run.queries:  # PyTorch's own causal mask would take the first keys for the stretch's own
+            mask = torch.ones(run.queries, run.keys, dtype=torch.bool, device=q.device)
+            mask = mask.tril_(run.keys - run.queries)
         attended = torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=grouped
         )
         outputs.append(attended.transpose(1, 2).flatten(0, 1))
-    return torch.cat(outputs)[None]
+    return torch.cat(outputs)
+
+
+def varlen_attention(
+    q: Tensor, k: Tensor, v: Tensor, layout: PackedLayout, scaling: float | None, grouped: bool
+) -> Tensor:
+    """All at once, as `run_attention`; its causal mask ends with the last query at the last key."""
+    most_queries, most_keys = layout.longest
+    attended: Tensor = varlen_attn(
+        *(x.transpose(0, 1) for x in (q, k, v)),
+        layout.query_starts,
+        layout.key_starts,
+        most_queries,
+        most_keys,
+        scale=scaling,
+        window_size=_CAUSAL,
+        enable_gqa=grouped,
+    )
+    return attended
+
+
+def ranges(starts: npt.ArrayLike, lengths: npt.ArrayLike) -> npt.NDArray[np.int64]:
+    """start, start + 1, … start + length − 1 for each start and its length, one after the other: int64."""
+    starts, lengths = np.asarray(starts, np.int64), np.asarray(lengths, np.int64)
+    skipped = starts - (np.cumsum(lengths) - lengths)
+    return np.repeat(skipped, lengths) + np.arange(lengths.sum())
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU's on a device; a GPU copies it while the host goes on."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _starts(lengths: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(lengths).tolist()]
+
+
+def _int32(values: Sequence[int]) -> Tensor:
+    return torch.tensor(values, dtype=torch.int32)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention)

@@ -8,7 +8,8 @@ a batch may be opened.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -96,12 +97,18 @@ class Collector:
         self._next_batch = first_batch
         self._released = first_batch
         self._open: dict[int, list[_Slot]] = {}
+        self._closed: Counter[int] = Counter()  # tickets of each open batch
         self._handed_out = first_batch  # tickets of batches before it
 
     @property
     def lineage(self) -> int:
         """Of every ticket that is issued here."""
         return self._lineage
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below it."""
+        return self._limits.vocabulary
 
     def open(self, version: int, last_batch: int) -> None:
         """Open every batch that `version` may sample, up to `last_batch`."""
@@ -137,20 +144,23 @@ class Collector:
         slot = self._slot(id.batch, id.index)
         return id.batch < self._released or (slot is not None and slot.closed is not None)
 
-    def close(self, closed: ClosedTicket, record: Callable[[Ticket], int] = lambda ticket: 0) -> None:
-        """Take a closed ticket. One that was taken before, and perhaps released, is dropped.
-
-        record: called before it counts, with the ticket as it was issued; writes it down, and says where
-        Raises MessageError when it does not fit the ticket that was issued, and what `record` raises.
-        """
-        if self.is_closed(closed.id):
-            return
+    def check(self, closed: ClosedTicket) -> Ticket:
+        """The ticket as it was issued, which `closed` fits. Raises MessageError when there is none, or it does not."""
         slot = self._slot(closed.id.batch, closed.id.index)
         if closed.id.lineage != self._lineage or slot is None:
             raise MessageError("a closed ticket that is not open here")
         check_closed(slot.ticket, closed, self._selfplay, self._limits)
-        slot.position = record(slot.ticket)
-        slot.closed = closed
+        return slot.ticket
+
+    def take(self, closed: ClosedTicket, position: int) -> None:
+        """Take a closed ticket that has been checked, is not closed yet, and has been recorded at `position`."""
+        self._fill(self._open[closed.id.batch][closed.id.index], closed, position)
+
+    def close(self, closed: ClosedTicket) -> None:
+        """Check and take a closed ticket without recording it. One that was taken before is dropped."""
+        if not self.is_closed(closed.id):
+            self.check(closed)
+            self.take(closed, 0)
 
     def replay(self, closed: ClosedTicket, *, seed: int, position: int) -> None:
         """Take what was recorded at `position` before this lineage, for the same ticket issued with `seed`.
@@ -163,22 +173,28 @@ class Collector:
         ticket = msgspec.structs.replace(slot.ticket, seed=seed)
         closed = replace(closed, id=ticket.id)
         check_closed(ticket, closed, self._selfplay, self._limits)
-        slot.ticket, slot.closed, slot.position = ticket, closed, position
+        slot.ticket = ticket
+        self._fill(slot, closed, position)
 
     def is_complete(self, number: int) -> bool:
         """Whether all tickets of an open batch are closed."""
-        return all(slot.closed is not None for slot in self._open[number])
+        return self._closed[number] == len(self._open[number])
+
+    @property
+    def has_complete(self) -> bool:
+        """Whether any open batch is complete."""
+        return any(map(self.is_complete, self._open))
 
     def progress(self, number: int) -> tuple[int, int]:
         """(closed, issued) tickets of an open batch."""
-        slots = self._open[number]
-        return sum(slot.closed is not None for slot in slots), len(slots)
+        return self._closed[number], len(self._open[number])
 
     def release(self, number: int) -> Batch:
         """The batch, in ticket order, whatever the order of arrival: judge repeats, grow the buffer."""
         if not self.is_complete(number):
             raise RuntimeError(f"batch {number} is not complete")
         slots = self._open.pop(number)
+        del self._closed[number]
         self._released = number + 1
         closed = [slot.closed for slot in slots if slot.closed is not None]
         tickets = judge_repeats(closed, self._selfplay, self._rewards)
@@ -214,6 +230,10 @@ class Collector:
                 _Slot(msgspec.structs.replace(slot.ticket, id=id)) for slot, id in zip(slots, ids, strict=True)
             ]
         return [slot.position for slots in saved.open.values() for slot in slots if slot.position is not None]
+
+    def _fill(self, slot: _Slot, closed: ClosedTicket, position: int) -> None:
+        slot.closed, slot.position = closed, position
+        self._closed[closed.id.batch] += 1
 
     def _slot(self, batch: int, index: int) -> _Slot | None:
         slots = self._open.get(batch, [])

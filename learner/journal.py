@@ -20,13 +20,16 @@ from pathlib import Path
 import msgspec
 
 from shared.disk import reason, what_to_do
-from shared.episodes import ClosedTicket, Ticket, TicketId
+from shared.episodes import ClosedTicket, TicketId
 from shared.errors import JournalError, MessageError
-from shared.messages import Closed, Frame, decode, decode_closed
+from shared.ticket_wire import Frame, TicketFrame
 
 JOURNAL = "journal"
 MAX_RECORD_BYTES = 2**31
 _PREFIX = struct.Struct("<II")
+_PIECES_AT_ONCE = 1024  # IOV_MAX
+# In msgpack: an empty array; an array of one, which is bytes whose length follows, big-endian.
+_NO_FRAMES, _ONE_FRAME = b"\x90", b"\x91\xc6"
 
 log = logging.getLogger(__name__)
 
@@ -40,26 +43,20 @@ class Took(_Record, frozen=True):
 
     seed: the ticket's, as it was issued last; worker: who closed it
     newest: the newest weight version that sampled any of it
-    frames: the message, as it came
+    frames: what came: the ticket's frame, the only one
     """
 
     id: TicketId
     seed: int
     worker: str
     newest: int
-    frames: tuple[bytes, ...]
+    frames: tuple[bytes, ...] = ()
 
-    @classmethod
-    def of(cls, ticket: Ticket, closed: ClosedTicket, worker: str, frames: tuple[bytes, ...]) -> Took:
-        """The record of a ticket, as it was issued, and as it came back."""
-        return cls(ticket.id, ticket.seed, worker, closed.newest_version, frames)
-
-    def closed(self) -> ClosedTicket:
-        """What was taken. Raises MessageError for what no learner can have acknowledged."""
-        message, buffers = decode(self.frames)
-        if not isinstance(message, Closed):
-            raise MessageError(f"{type(message).__name__} in the journal")
-        return decode_closed(message, buffers)
+    def closed(self, vocabulary: int) -> ClosedTicket:
+        """What was taken. Raises MessageError for what no learner of this version can have acknowledged."""
+        if len(self.frames) != 1:
+            raise MessageError(f"a closed ticket of another format: {len(self.frames)} frames")
+        return TicketFrame.read(self.frames[0]).closed(vocabulary)
 
 
 class Released(_Record, frozen=True):
@@ -113,20 +110,38 @@ class Journal:
 
     def append(self, record: Record) -> int:
         """Write a record at the end; its position."""
-        payload = _encoder.encode(record)
-        if len(payload) > MAX_RECORD_BYTES:
-            raise ValueError(f"a record of {len(payload)} bytes")
-        position = self.end
-        data = memoryview(_PREFIX.pack(len(payload), zlib.crc32(payload)) + payload)
-        written = 0
+        return self._write([[_encoder.encode(record)]])[0]
+
+    def append_tickets(self, tickets: Sequence[tuple[Took, Frame]]) -> list[int]:
+        """Write closed tickets at the end, all at once, each a record that has yet no frame, and its frame.
+
+        Returns their positions. The frames are not copied.
+        """
+        return self._write([[_head(took, len(frame)), frame] for took, frame in tickets])
+
+    def _write(self, payloads: Sequence[Sequence[Frame]]) -> list[int]:
+        start = end = self.end
+        positions: list[int] = []
+        pieces: list[Frame] = []
+        for payload in payloads:
+            size, crc = sum(map(len, payload)), 0
+            if size > MAX_RECORD_BYTES:
+                raise ValueError(f"a record of {size} bytes")
+            for piece in payload:
+                crc = zlib.crc32(piece, crc)
+            pieces += [_PREFIX.pack(size, crc), *payload]
+            positions.append(end)
+            end += _PREFIX.size + size
         try:
-            while written < len(data):
-                written += os.pwrite(self._file, data[written:], position + written)
+            while pieces:
+                written = os.pwritev(self._file, pieces[:_PIECES_AT_ONCE], start)
+                start += written
+                pieces = _beyond(pieces, written)
         except OSError as error:
-            os.ftruncate(self._file, position)
+            os.ftruncate(self._file, self.end)
             raise self._error("written", error) from error
-        self.end = position + len(data)
-        return position
+        self.end = end
+        return positions
 
     def records(self, since: int = 0) -> Iterator[tuple[int, Record]]:
         """(position, record) of everything from `since` on, which is a position or the end."""
@@ -191,6 +206,18 @@ def _read(file: int, position: int) -> bytes | None:
     return payload if len(payload) == size and zlib.crc32(payload) == crc else None
 
 
-def whole_frames(header: Closed, buffers: Sequence[Frame]) -> tuple[bytes, ...]:
-    """A message's frames as bytes of their own, from its decoded header and its buffers."""
-    return (_encoder.encode(header), *(bytes(buffer) for buffer in buffers))
+def _head(took: Took, frame_bytes: int) -> bytes:
+    """A record's payload up to its one frame, whose bytes are all that follows."""
+    without = _encoder.encode(took)
+    if without[-1:] != _NO_FRAMES:
+        raise ValueError("a record that has frames already")
+    return without[:-1] + _ONE_FRAME + frame_bytes.to_bytes(4, "big")
+
+
+def _beyond(pieces: list[Frame], written: int) -> list[Frame]:
+    """What is left of the pieces when so many bytes of them have been written."""
+    for i, piece in enumerate(pieces):
+        if written < len(piece):
+            return [memoryview(piece)[written:], *pieces[i + 1 :]]
+        written -= len(piece)
+    return []

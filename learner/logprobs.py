@@ -35,43 +35,48 @@ class _ChunkedLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs_N = hidden_ND.new_empty(len(hidden_ND), dtype=torch.float32)
         entropy_N, normaliser_N = torch.empty_like(logprobs_N), torch.empty_like(logprobs_N)
-        kept = None
+        kept: tuple[Tensor, ...] = ()
         for tokens in _slices(len(hidden_ND), len(head_VD), chunk):
             logits = _scaled_logits(hidden_ND[tokens], head_VD, temperature)
             log_p = torch.log_softmax(logits, dim=-1)
             logprobs_N[tokens] = log_p.gather(1, targets_N[tokens, None])[:, 0]
             normaliser_N[tokens] = logits.amax(1) - log_p.amax(1)  # any column would do; this one rounds least
             del logits
-            entropy_N[tokens] = -torch.linalg.vecdot(log_p.exp(), log_p)
-            kept = log_p if len(log_p) == len(hidden_ND) else None
-        ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, kept)
+            p = log_p.exp()
+            if len(hidden_ND) * len(head_VD) <= chunk:
+                kept = (log_p, p)
+            terms = p * log_p if kept else p.mul_(log_p)
+            entropy_N[tokens] = -terms.sum(dim=-1)
+            del log_p, p, terms  # before the next ones are made
+        ctx.save_for_backward(hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, *kept)
         ctx.temperature, ctx.chunk = temperature, chunk
         return logprobs_N, entropy_N
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_N: Tensor, grad_entropy_N: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, kept = ctx.saved_tensors
+        hidden_ND, head_VD, targets_N, entropy_N, normaliser_N, *kept = ctx.saved_tensors
         # The head's gradient is written once, each part of the vocabulary for all tokens: with one chunk of tokens
         # after the other it would need a float32 copy to add up in.
         grad_head_VD = torch.empty_like(head_VD)
         words = _slices(len(head_VD), len(hidden_ND), ctx.chunk)
         grad_hidden_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if len(words) > 1 else None
         for part in words:
-            if kept is None:
-                log_p = _scaled_logits(hidden_ND, head_VD[part], ctx.temperature).sub_(normaliser_N[:, None])
+            if kept:
+                log_p, p = kept
+                surprise = log_p + entropy_N[:, None]
             else:
-                log_p = kept.clone()
-            p = log_p.exp()
-            grad_logits = p.mul_(
-                log_p.add_(entropy_N[:, None]).mul_(grad_entropy_N[:, None]).add_(grad_logprobs_N[:, None])
-            ).neg_()
+                log_p = _scaled_logits(hidden_ND, head_VD[part], ctx.temperature).sub_(normaliser_N[:, None])
+                p = log_p.exp()
+                surprise = log_p.add_(entropy_N[:, None])
+            grad_logits = surprise.mul_(grad_entropy_N[:, None]).add_(grad_logprobs_N[:, None]).mul_(p).neg_()
             _add_at_targets(grad_logits, targets_N - part.start, grad_logprobs_N)
             grad_logits = grad_logits.div_(ctx.temperature).to(hidden_ND.dtype)
             torch.mm(grad_logits.T, hidden_ND, out=grad_head_VD[part])
             if grad_hidden_ND is None:
                 return grad_logits @ head_VD, grad_head_VD, None, None, None
             grad_hidden_ND += grad_logits @ head_VD[part]
+            del log_p, p, surprise, grad_logits
         assert grad_hidden_ND is not None
         return grad_hidden_ND.to(hidden_ND.dtype), grad_head_VD, None, None, None
 

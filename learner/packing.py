@@ -1,8 +1,12 @@
-"""From rows to micro-batches: equal rows merged, sequences packed without padding, dealt out to the ranks."""
+"""From rows to micro-batches: what rows have in common is computed once, nothing is padded, ranks get equal work.
+
+Equal rows are one sequence, and the responses to one prompt share its tokens: each goes on from the prompt's end as if
+it stood alone there. Of a response the last token is not computed, since nothing is predicted from it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Literal
 
@@ -11,20 +15,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from learner.attention import PackedLayout
+from learner.attention import PackedLayout, ranges, to_device
 from learner.batch import TrainingBatch
 from learner.objective import mean_weights
 
-Int64Array = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int64]
+# Parts that each rank's share consists of, at least, where prompts have enough responses to be split.
+_PARTS_PER_RANK = 8
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MicroBatch:
     """Sequences packed into one row of T tokens, and the N response tokens of the rows that they stand for.
 
-    token_ids, position_ids: int64 [1, T]; positions start again at 0 with each sequence
-    layout: where one sequence ends and the next begins
-    predicting: int64 [P], positions in the row whose next token is a response token
+    token_ids, position_ids: int64 [1, T]; a position counts from the beginning of its sequence
+    layout: which tokens attend to which
+    predicting: int64 [P], positions in the row at which a response token is predicted
     targets: int64 [P], those response tokens
     source: int64 [N], which of the P predictions a row's response token is: equal rows share theirs
     rows: int64 [N], the batch's row that a response token is of; a row's tokens are all in one micro-batch
@@ -48,19 +54,17 @@ class MicroBatch:
         """The micro-batch on a device; a GPU copies it while it computes something else."""
         if device.type == "cpu":
             return self
-        return self._with(lambda tensor: tensor.pin_memory().to(device, non_blocking=True))
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> MicroBatch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, layout=self.layout.with_offsets(change(self.layout.offsets)), **changed)
+        moved = {
+            field.name: to_device(getattr(self, field.name), device) for field in fields(self) if field.name != "layout"
+        }
+        return MicroBatch(layout=self.layout.to(device), **moved)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class StepPlan:
     """One optimizer step: every rank's micro-batches, the same number for each.
 
-    sequences: distinct sequences, of which forward_tokens tokens go through the model, on all ranks together
+    sequences: distinct sequences; forward_tokens: that go through the model for them, on all ranks together
     """
 
     ranks: list[list[MicroBatch]]
@@ -68,21 +72,25 @@ class StepPlan:
     forward_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class DistinctSequence:
-    """A (prompt, response) and the rows that equal it. No rows: work without weight, to keep ranks in step.
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """Distinct response ids, and the rows that have them. No rows: work without weight, to keep ranks in step."""
 
-    row: one that it equals; prompt, response: tokens of each
-    """
-
-    row: int
-    prompt: int
-    response: int
+    ids: Ids
     rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptGroup:
+    """A prompt, and distinct responses to it."""
+
+    prompt: Ids
+    responses: tuple[Response, ...]
 
     @property
     def tokens(self) -> int:
-        return self.prompt + self.response
+        """Tokens that are computed."""
+        return len(self.prompt) + sum(len(response.ids) - 1 for response in self.responses)
 
 
 def plan_step(
@@ -92,119 +100,151 @@ def plan_step(
 
     Micro-batches hold at most `max_tokens` tokens, except that a longer sequence is its own micro-batch, never cut.
     """
-    sequences = merge_rows(batch)
-    packs = [pack(part, max_tokens) for part in deal_out(sequences, world_size)]
-    filler = replace(sequences[-1], rows=())
-    most = max(map(len, packs))
+    groups = group_rows(batch)
+    most = max_tokens
+    if world_size > 1:
+        most = min(most, -(-sum(group.tokens for group in groups) // (world_size * _PARTS_PER_RANK)))
+    parts = [part for group in groups for part in split(group, most)]
+    packs = [pack(part, max_tokens) for part in deal_out(parts, world_size)]
+    shortest = parts[-1]
+    filler = replace(shortest, responses=(replace(shortest.responses[-1], rows=()),))
+    most_packs = max(map(len, packs))
     for own in packs:
-        own.extend([[filler]] * (most - len(own)))
+        own.extend([[filler]] * (most_packs - len(own)))
 
-    tokens = _BatchTokens.of(batch, averaging)
+    weights = mean_weights(batch.response_lengths, batch.row_weights, averaging)
     return StepPlan(
-        ranks=[[tokens.micro_batch(sequences) for sequences in own] for own in packs],
-        sequences=len(sequences),
-        forward_tokens=sum(s.tokens for own in packs for sequences in own for s in sequences),
+        ranks=[[_micro_batch(groups, batch, weights) for groups in own] for own in packs],
+        sequences=sum(len(group.responses) for group in groups),
+        forward_tokens=sum(group.tokens for own in packs for groups in own for group in groups),
     )
 
 
-def merge_rows(batch: TrainingBatch) -> list[DistinctSequence]:
-    """The distinct (prompt, response) pairs, longest first."""
-    prompts, responses = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
-    ids, end = batch.token_ids.numpy(), 0
-    same: dict[tuple[int, bytes], list[int]] = {}
-    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
-        begin, end = end, end + prompt + response
-        same.setdefault((prompt, ids[begin:end].tobytes()), []).append(row)
-    merged = [DistinctSequence(rows[0], prompts[rows[0]], responses[rows[0]], tuple(rows)) for rows in same.values()]
-    return sorted(merged, key=lambda s: -s.tokens)
+def group_rows(batch: TrainingBatch) -> list[PromptGroup]:
+    """The distinct prompts with their distinct responses; those that take the most tokens first, and the longest."""
+    same: dict[bytes, dict[bytes, list[int]]] = {}
+    lengths = torch.stack([batch.prompt_lengths, batch.response_lengths], 1).flatten().numpy()
+    pieces = np.split(batch.token_ids.numpy(), np.cumsum(lengths)[:-1])
+    for row, (prompt, response) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
+        same.setdefault(prompt.tobytes(), {}).setdefault(response.tobytes(), []).append(row)
+    groups = [
+        PromptGroup(
+            pieces[2 * next(iter(responses.values()))[0]],
+            tuple(
+                sorted(
+                    (Response(pieces[2 * rows[0] + 1], tuple(rows)) for rows in responses.values()),
+                    key=lambda response: -len(response.ids),
+                )
+            ),
+        )
+        for responses in same.values()
+    ]
+    return sorted(groups, key=lambda group: (-group.tokens, -len(group.prompt)))
 
 
-def deal_out(sequences: Sequence[DistinctSequence], parts: int) -> list[list[DistinctSequence]]:
-    """Parts of nearly equal numbers of tokens: each sequence, longest first, to the part with the fewest so far."""
-    dealt: list[list[DistinctSequence]] = [[] for _ in range(parts)]
+def split(group: PromptGroup, most_tokens: int) -> list[PromptGroup]:
+    """The group in parts of at most `most_tokens` tokens, or of one response each; each part repeats the prompt."""
+    parts: list[list[Response]] = []
+    room = 0
+    for response in group.responses:
+        if not parts or len(response.ids) - 1 > room:
+            parts.append([])
+            room = most_tokens - len(group.prompt)
+        parts[-1].append(response)
+        room -= len(response.ids) - 1
+    return [replace(group, responses=tuple(part)) for part in parts]
+
+
+def deal_out(groups: Sequence[PromptGroup], parts: int) -> list[list[PromptGroup]]:
+    """Parts of nearly equal numbers of tokens: each group, largest first, to the part with the fewest so far."""
+    dealt: list[list[PromptGroup]] = [[] for _ in range(parts)]
     tokens = [0] * parts
-    for sequence in sequences:
+    for group in sorted(groups, key=lambda group: -group.tokens):
         part = tokens.index(min(tokens))
-        dealt[part].append(sequence)
-        tokens[part] += sequence.tokens
+        dealt[part].append(group)
+        tokens[part] += group.tokens
     return dealt
 
 
-def pack(sequences: Sequence[DistinctSequence], max_tokens: int) -> list[list[DistinctSequence]]:
-    """Neighbours together, up to max_tokens: sorted sequences stay sorted, so equal lengths stay together."""
-    packs: list[list[DistinctSequence]] = []
+def pack(groups: Sequence[PromptGroup], max_tokens: int) -> list[list[PromptGroup]]:
+    """Neighbours together, up to max_tokens: what was sorted stays sorted."""
+    packs: list[list[PromptGroup]] = []
     room = 0
-    for sequence in sequences:
-        if sequence.tokens > room or not packs:
+    for group in groups:
+        if group.tokens > room or not packs:
             packs.append([])
             room = max_tokens
-        packs[-1].append(sequence)
-        room -= sequence.tokens
+        packs[-1].append(group)
+        room -= group.tokens
     return packs
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _BatchTokens:
-    """The batch's tokens, from which micro-batches are cut.
+@dataclass(slots=True, eq=False)
+class _Stretch:
+    """Neighbouring tokens of the row, which begin at `position` of their sequences, behind the stretch `prefix`."""
 
-    first, first_response: where each row begins in token_ids, and in the others
-    token_ids: all tokens; behaviour_logprobs, advantages, weights, staleness: of all response tokens
-    """
-
-    first: Int64Array
-    first_response: Int64Array
-    token_ids: Tensor
-    behaviour_logprobs: Tensor
-    advantages: Tensor
-    weights: Tensor
-    staleness: Tensor
-
-    @classmethod
-    def of(cls, batch: TrainingBatch, averaging: Literal["token", "sequence"]) -> _BatchTokens:
-        return cls(
-            first=_starts((batch.prompt_lengths + batch.response_lengths).numpy()),
-            first_response=_starts(batch.response_lengths.numpy()),
-            token_ids=batch.token_ids,
-            behaviour_logprobs=batch.behaviour_logprobs,
-            advantages=batch.advantages.repeat_interleave(batch.response_lengths),
-            weights=mean_weights(batch.response_lengths, batch.row_weights, averaging),
-            staleness=batch.staleness,
-        )
-
-    def micro_batch(self, sequences: Sequence[DistinctSequence]) -> MicroBatch:
-        """The sequences, in this order."""
-        prompts = np.array([s.prompt for s in sequences])
-        responses = np.array([s.response for s in sequences])
-        tokens = prompts + responses
-        token_ids = self.token_ids[_ranges(self.first[[s.row for s in sequences]], tokens)]
-        # The token at position i is predicted at position i − 1: the prompt's last position predicts the first.
-        predicting = torch.from_numpy(_ranges(_starts(tokens) + prompts - 1, responses))
-
-        # One entry for each row that a sequence stands for, sequence after sequence.
-        rows = np.array([row for s in sequences for row in s.rows], np.int64)
-        of_sequence = np.repeat(np.arange(len(sequences)), [len(s.rows) for s in sequences])
-        row_tokens = responses[of_sequence]
-        of_rows = torch.from_numpy(_ranges(self.first_response[rows], row_tokens))
-        return MicroBatch(
-            token_ids=token_ids[None],
-            position_ids=torch.from_numpy(_ranges(np.zeros_like(tokens), tokens))[None],
-            layout=PackedLayout.of(tokens.tolist()),
-            predicting=predicting,
-            targets=token_ids[predicting + 1],
-            source=torch.from_numpy(_ranges(_starts(responses)[of_sequence], row_tokens)),
-            rows=torch.from_numpy(np.repeat(rows, row_tokens)),
-            behaviour_logprobs=self.behaviour_logprobs[of_rows],
-            advantages=self.advantages[of_rows],
-            token_weights=self.weights[of_rows],
-            staleness=self.staleness[of_rows],
-        )
+    ids: Ids
+    position: int = 0
+    prefix: _Stretch | None = None
+    start: int = 0
 
 
-def _starts(lengths: Int64Array) -> Int64Array:
-    """Where each of several parts begins when they stand one after the other."""
-    return np.cumsum(lengths) - lengths
+def _micro_batch(groups: Sequence[PromptGroup], batch: TrainingBatch, weights: Tensor) -> MicroBatch:
+    """weights: of each response token of the batch, in the mean."""
+    prompts: list[_Stretch] = []
+    responses: list[Response] = []
+    # Of each response, the stretches that hold the prompt's end and what is computed of the response itself.
+    asked: list[_Stretch] = []
+    answered: list[_Stretch] = []
+    for group in groups:
+        alone = len(group.responses) == 1
+        # A single response and its prompt are one stretch.
+        first = _Stretch(np.concatenate([group.prompt, group.responses[0].ids[:-1]]) if alone else group.prompt)
+        prompts.append(first)
+        for response in group.responses:
+            responses.append(response)
+            asked.append(first)
+            answered.append(first if alone else _Stretch(response.ids[:-1], len(group.prompt), first))
+    # Any order would do. With equal lengths side by side there are the fewest runs.
+    prompts.sort(key=lambda stretch: -len(stretch.ids))
+    own = [stretch for stretch in answered if stretch.prefix is not None and len(stretch.ids)]
+    stretches = [*prompts, *sorted(own, key=lambda stretch: (-stretch.position, -len(stretch.ids)))]
+    lengths = [len(stretch.ids) for stretch in stretches]
+    number = {id(stretch): index for index, stretch in enumerate(stretches)}
+    for stretch, start in zip(stretches, np.cumsum([0, *lengths]).tolist(), strict=False):
+        stretch.start = start
 
+    sizes = np.array([len(response.ids) for response in responses])
+    first_predictions = np.cumsum(sizes) - sizes
+    prompt_lengths = [len(group.prompt) for group in groups for _ in group.responses]
+    # The token at position i is predicted at position i − 1, and the first of a response at its prompt's end.
+    begins = [
+        stretch.start + (length if stretch.prefix is None else 0)
+        for stretch, length in zip(answered, prompt_lengths, strict=True)
+    ]
+    predicting = ranges(np.array(begins) - 1, sizes)
+    predicting[first_predictions] = [
+        stretch.start + length - 1 for stretch, length in zip(asked, prompt_lengths, strict=True)
+    ]
 
-def _ranges(begins: Int64Array, lengths: Int64Array) -> Int64Array:
-    """begin, begin + 1, … of each, one after the other: [Σ lengths]."""
-    return np.repeat(begins - _starts(lengths), lengths) + np.arange(lengths.sum())
+    rows = np.array([row for response in responses for row in response.rows], np.int64)
+    copies = [len(response.rows) for response in responses]
+    row_lengths = np.repeat(sizes, copies)
+    row_starts = (torch.cumsum(batch.response_lengths, 0) - batch.response_lengths).numpy()
+    tokens = torch.from_numpy(ranges(row_starts[rows], row_lengths))
+    row_of_token = torch.from_numpy(np.repeat(rows, row_lengths))
+    return MicroBatch(
+        token_ids=torch.from_numpy(np.concatenate([stretch.ids for stretch in stretches]))[None],
+        position_ids=torch.from_numpy(ranges([stretch.position for stretch in stretches], lengths))[None],
+        layout=PackedLayout.of(
+            lengths, [None if stretch.prefix is None else number[id(stretch.prefix)] for stretch in stretches]
+        ),
+        predicting=torch.from_numpy(predicting),
+        targets=torch.from_numpy(np.concatenate([response.ids for response in responses])),
+        source=torch.from_numpy(ranges(np.repeat(first_predictions, copies), row_lengths)),
+        rows=row_of_token,
+        behaviour_logprobs=batch.behaviour_logprobs[tokens],
+        advantages=batch.advantages[row_of_token],
+        token_weights=weights[tokens],
+        staleness=batch.staleness[tokens],
+    )

@@ -187,8 +187,7 @@ class Policy:
         """Log-probabilities of token_ids[1:], each given those before it, at temperature 1, nats: float32 [len − 1]."""
         ids = torch.tensor(list(token_ids), device=self._device)
         positions = torch.arange(len(ids), device=self._device)
-        layout = PackedLayout.of([len(ids)])
-        layout = layout.with_offsets(layout.offsets.to(self._device))
+        layout = PackedLayout.of([len(ids)]).to(self._device)
         with torch.no_grad():
             logprobs, _ = self._engine.module(
                 ids[None], positions[None], layout, positions[:-1], ids[1:], temperature=1.0

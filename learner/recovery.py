@@ -48,7 +48,7 @@ def recover(journal: Journal, collector: Collector, *, version: int, held: Seque
             to_drop.append(Dropped(position, ROLLED_BACK))
             continue
         try:
-            collector.replay(took.closed(), seed=took.seed, position=position)
+            collector.replay(took.closed(collector.vocabulary), seed=took.seed, position=position)
             replayed += 1
         except MessageError as error:
             log.warning("the closed ticket at %d of the journal cannot be used again: %s", position, error)

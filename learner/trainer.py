@@ -36,6 +36,7 @@ from shared import messages as msg
 from shared.config import Config
 from shared.disk import reason, what_to_do, writing
 from shared.errors import CheckpointError, PrimezeroError
+from shared.heap import keep_freed_memory
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def run_learner(
 
     beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
     """
+    keep_freed_memory()
     torch.set_num_threads(config.learner.threads)
     policy = Policy(
         config.model.path,
@@ -175,6 +177,7 @@ class Trainer:
             self._evaluations.start(version)
             self._finish_evaluation()
         self._pool.turnover()  # who was there from the beginning has not joined
+        self._pool.stream_cost()
         self._progress.start_clock()
         if not final:
             self._pool.open_through(version, last)
@@ -194,7 +197,8 @@ class Trainer:
                     self._evaluations.start(version)
             else:
                 self._wake()
-            self._progress.step(version, record | {"workers": asdict(self._pool.turnover())})
+            record |= {"workers": asdict(self._pool.turnover()), "stream": asdict(self._pool.stream_cost())}
+            self._progress.step(version, record)
             if self._store.is_due(version):
                 self._save_checkpoint(version)
         self._finish_evaluation()

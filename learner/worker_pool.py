@@ -12,12 +12,14 @@ from typing import Any
 from learner.calls import Calls
 from learner.collector import Batch, Collector
 from learner.greeting import Identity, check_hello, missed
-from learner.journal import Journal, Released, Took, whole_frames
+from learner.intake import Intake, StreamCost
+from learner.journal import Journal, Released
 from learner.members import Member, Turnover, Worker, deal
 from shared import messages as msg
 from shared.config import Config
-from shared.episodes import ClosedTicket, Ticket
+from shared.episodes import Ticket
 from shared.errors import MessageError, PrimezeroError, StreamTimeoutError, WeightSyncError, WorkerFailedError
+from shared.ticket_wire import Frame
 from shared.transport import ServerKeys, StreamServer
 
 LATE_S = 5.0
@@ -63,6 +65,7 @@ class WorkerPool:
         self._identity = identity
         self._collector = collector
         self._journal = journal
+        self._intake = Intake(collector, journal)
         self._clock = clock
         self._changed = threading.Condition()
         self._workers: dict[bytes, Worker] = {}
@@ -74,6 +77,8 @@ class WorkerPool:
         self._last_loss: str | None = None
         self._attention = False
         self._turnover = Turnover()
+        self._cost = StreamCost()
+        self._cpu_before_s = 0.0
         self._swept = clock()
         with self._changed:  # a worker may greet before the server is assigned
             self._server = StreamServer(
@@ -112,6 +117,14 @@ class WorkerPool:
         with self._changed:
             turnover, self._turnover = self._turnover, Turnover()
             return turnover
+
+    def stream_cost(self) -> StreamCost:
+        """What the stream has cost since the last time."""
+        with self._changed:
+            cost, self._cost = self._cost, StreamCost()
+            cpu_s = self._server.cpu_s
+            cost.cpu_s, self._cpu_before_s = cpu_s - self._cpu_before_s, cpu_s
+            return cost
 
     def wait_for_workers(self, count: int, timeout_s: float) -> None:
         """Until `count` workers have been welcomed; StreamTimeoutError when that takes too long."""
@@ -327,10 +340,11 @@ class WorkerPool:
                 elif now - worker.heard > LATE_S:
                     self._server.send(peer, msg.Alive())  # `_gone` learns of a dead process
 
-    def _handle(self, peer: bytes, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
+    def _handle(self, peer: bytes, message: msg.Message, frames: Sequence[Frame]) -> None:
         with self._changed:
             if isinstance(message, msg.Hello):
                 self._welcome(peer, message)
+                self._changed.notify_all()
             elif (worker := self._workers.get(peer)) is None:
                 self._server.count(f"{type(message).__name__} of a worker that is not known")
                 self._ask_to_greet(peer)
@@ -338,8 +352,7 @@ class WorkerPool:
                 worker.heard = self._clock()
                 if worker.gone is not None:  # something that it was to be told is lost
                     self._ask_to_greet(peer)
-                self._handle_known(worker, message, buffers)
-            self._changed.notify_all()
+                self._handle_known(worker, message, frames)
 
     def _ask_to_greet(self, peer: bytes) -> None:
         """Once on each connection: what was sent before the answer needs no other."""
@@ -349,13 +362,14 @@ class WorkerPool:
             self._greeted.add(peer)
             self._server.send(peer, msg.Greet())
 
-    def _handle_known(self, worker: Worker, message: msg.Message, buffers: Sequence[msg.Frame]) -> None:
+    def _handle_known(self, worker: Worker, message: msg.Message, frames: Sequence[Frame]) -> None:
         match message:
-            case msg.Closed():
-                self._close(worker, message, buffers)
+            case msg.Closed(spent_s):
+                self._close(worker, frames, spent_s)
             case msg.Reply():
                 if not self._calls.answer(worker.member, message):
                     self._server.count("a reply to no call")
+                self._changed.notify_all()
             case msg.Alive():
                 pass
             case msg.Failed():
@@ -363,26 +377,22 @@ class WorkerPool:
             case _:
                 raise MessageError(f"a worker may not send {type(message).__name__}")
 
-    def _close(self, worker: Worker, message: msg.Closed, buffers: Sequence[msg.Frame]) -> None:
-        if message.id.lineage < self._collector.lineage:
+    def _close(self, worker: Worker, frames: Sequence[Frame], spent_s: float) -> None:
+        self._cost.messages += 1
+        self._cost.tickets += len(frames)
+        self._cost.bytes += sum(map(len, frames))
+        self._cost.worker_cpu_s += spent_s
+        taken = self._intake.take(worker, frames)
+        for _ in range(taken.outdated):
             self._server.count("a closed ticket of an earlier lineage")
-            return
-        if message.id in worker.open:
-            closed = msg.decode_closed(message, buffers)
-            newest = closed.newest_version
-            if worker.version is None or newest > worker.version:
-                raise MessageError(f"a token of weights that its worker has not been shown to have: version {newest}")
-            self._collector.close(closed, lambda ticket: self._record(ticket, closed, worker, message, buffers))
-            worker.open.discard(message.id)
-        elif not self._collector.is_closed(message.id):
-            raise MessageError("a closed ticket that its worker was not given")
-        self._server.send(worker.peer, msg.Ack(message.sequence))
-        self._deal()
-
-    def _record(
-        self, ticket: Ticket, closed: ClosedTicket, worker: Worker, message: msg.Closed, buffers: Sequence[msg.Frame]
-    ) -> int:
-        return self._journal.append(Took.of(ticket, closed, worker.member.name, whole_frames(message, buffers)))
+        if taken.faults:
+            self._server.refuse(worker.peer, taken.faults)
+        if taken.safe:
+            self._server.send(worker.peer, msg.Ack(tuple(taken.safe)))
+            self._deal()
+            # Who waits for a batch sees by itself, every second, that it gets on.
+            if self._collector.has_complete:
+                self._changed.notify_all()
 
     def _welcome(self, peer: bytes, hello: msg.Hello) -> None:
         check_hello(hello, self._identity)

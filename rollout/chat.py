@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from shared.episodes import Int32Array
 from shared.errors import ModelFolderError
 from shared.model_folder import vocabulary_size
+
+PROMPTS_KEPT = 4096
 
 
 class ChatTokenizer:
@@ -23,6 +29,7 @@ class ChatTokenizer:
         self._control_texts = tuple({*tokenizer.all_special_tokens, *added})
         self._control_ids = frozenset(tokenizer.all_special_ids)
         self.eos_token_id: int = tokenizer.eos_token_id
+        self._encoded = lru_cache(PROMPTS_KEPT)(self._encode)
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTokenizer:
@@ -53,16 +60,26 @@ class ChatTokenizer:
         return chat
 
     def prompt_ids(self, text: str) -> list[int]:
-        """One user message through the chat template, ready for the assistant's turn.
+        """`prompt` as a list."""
+        ids: list[int] = self.prompt(text).tolist()
+        return ids
 
-        Raises ValueError if `text` spells a control token: it would be read as one.
+    def prompt(self, text: str) -> Int32Array:
+        """One user message through the chat template, ready for the assistant's turn: int32 [tokens], read-only.
+
+        The last PROMPTS_KEPT different ones are kept, since a problem is attempted again and again. Raises ValueError
+        if `text` spells a control token: it would be read as one.
         """
+        return self._encoded(text)
+
+    def _encode(self, text: str) -> Int32Array:
         for control in self._control_texts:
             if control in text:
                 raise ValueError(f"a prompt must not contain the control token {control!r}")
         messages = [{"role": "user", "content": text}]
         rendered = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids: list[int] = self._tokenizer.encode(rendered, add_special_tokens=False)
+        ids = np.asarray(self._tokenizer.encode(rendered, add_special_tokens=False), dtype=np.int32)
+        ids.flags.writeable = False  # handed out many times
         return ids
 
     def response_ids(self, text: str) -> list[int]:

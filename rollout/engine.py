@@ -19,11 +19,12 @@ import psutil
 from rollout.engine_link import Link
 from rollout.engine_processes import kill, with_descendants
 from rollout.engine_requests import Requests
+from rollout.engine_steps import Step, watch_steps
 from rollout.engine_sync import SyncTimings, WeightSync
 from rollout.engine_vllm import check_version, import_vllm, on_cpu, set_environment, start_vllm
 from rollout.sample import Sample
 from shared.config import RolloutConfig, SyncConfig
-from shared.episodes import Float32Array
+from shared.episodes import Float32Array, Int32Array
 from shared.errors import EngineError, PrimezeroError
 from shared.model_folder import check_weights, stop_tokens
 
@@ -129,7 +130,7 @@ class Engine:
 
     async def generate(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: Sequence[int] | Int32Array,
         *,
         n: int,
         temperature: float,
@@ -157,6 +158,35 @@ class Engine:
         For measurements: without a time limit, and without versions.
         """
         return self._requests.stream(prompt_ids, max_tokens=max_tokens, seed=seed, request_id=request_id)
+
+    async def plain(
+        self,
+        prompt_ids: Sequence[int] | Int32Array,
+        *,
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        request_id: str,
+    ) -> int:
+        """Have vLLM sample what `generate` would, and do nothing with it; its number of tokens.
+
+        For measurements: without a time limit, and not to be aborted by a weight update.
+        """
+        return await self._requests.plain(
+            prompt_ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, request_id=request_id
+        )
+
+    async def forget_prompts(self) -> None:
+        """Empty the prompt cache; EngineError while requests run. For measurements."""
+        if not await self._link.call(
+            "emptying the prompt cache", self._link.llm.reset_prefix_cache(), _ALIVE_TIMEOUT_S
+        ):
+            raise EngineError("the prompt cache cannot be emptied while requests run")
+
+    def watch_steps(self) -> list[Step]:
+        """From now on, every step that sampled something, as EngineCore's output arrives. For measurements."""
+        return watch_steps(self._link.llm)
 
     async def score(self, token_ids: Sequence[int], request_id: str) -> Float32Array:
         """Log-probabilities, at temperature 1, of token_ids[1:], each given those before: float32 [tokens - 1].

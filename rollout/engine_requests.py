@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
+import numpy as np
+
 from rollout.engine_deadlines import Deadlines
 from rollout.engine_link import Link
 from rollout.engine_vllm import sampling_params
 from rollout.sample import Piece, Sample, chosen_logprobs, joined, piece_of
-from shared.episodes import Float32Array, VersionSpan
+from shared.episodes import Float32Array, Int32Array, VersionSpan
 from shared.errors import EngineError
 
 _SEED_MASK = (1 << 62) - 1
@@ -85,7 +87,7 @@ class Requests:
 
     async def generate(
         self,
-        prompt_ids: Sequence[int],
+        prompt_ids: Sequence[int] | Int32Array,
         *,
         n: int,
         temperature: float,
@@ -99,12 +101,15 @@ class Requests:
                 f"a prompt of {len(prompt_ids)} tokens and {max_tokens} more do not fit "
                 f"the engine's {self._max_model_len}"
             )
-        order = _Order([int(token) for token in prompt_ids], temperature, max_tokens, seed & _SEED_MASK, request_id)
+        order = _Order(_listed(prompt_ids), temperature, max_tokens, seed & _SEED_MASK, request_id)
         greedy = temperature == 0
         params = self._sample_params(order, n=1 if greedy else n, max_tokens=max_tokens, seed=order.seed)
         async with self._deadline(request_id):
             first = await self._pieces(order.prompt_ids, params, request_id, _URGENT if greedy else _NORMAL)
-            samples = await _all(self._completed(order, index, piece) for index, piece in enumerate(first))
+            if not any(piece.aborted for piece in first):
+                samples = [joined([piece]) for piece in first]
+            else:
+                samples = await _all(self._completed(order, index, piece) for index, piece in enumerate(first))
         return samples * n if greedy else samples
 
     async def score(self, token_ids: Sequence[int], request_id: str) -> Float32Array:
@@ -112,7 +117,7 @@ class Requests:
         if not 2 <= len(token_ids) < self._max_model_len:
             raise EngineError(f"cannot score {len(token_ids)} tokens: 2 to {self._max_model_len - 1} fit the engine")
         params = sampling_params(temperature=0, max_tokens=1, prompt_logprobs=0, skip_reading_prefix_cache=True)
-        tokens = [int(token) for token in token_ids]
+        tokens = _listed(token_ids)
         async with self._deadline(request_id):
             while True:
                 label = self.label
@@ -128,16 +133,37 @@ class Requests:
         self._link.check()
         params = sampling_params(max_tokens=max_tokens, seed=seed & _SEED_MASK, ignore_eos=True, logprobs=0)
         params.output_kind = type(params.output_kind).DELTA
-        prompt = self._prompt([int(token) for token in prompt_ids])
+        prompt = self._prompt(_listed(prompt_ids))
         async for output in self._link.llm.generate(prompt, params, f"{request_id}#{next(self._serial)}"):
             yield list(output.outputs[0].token_ids)
+
+    async def plain(
+        self,
+        prompt_ids: Sequence[int] | Int32Array,
+        *,
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        request_id: str,
+    ) -> int:
+        """See `Engine.plain`."""
+        order = _Order(_listed(prompt_ids), temperature, max_tokens, seed & _SEED_MASK, request_id)
+        params = self._sample_params(order, n=n, max_tokens=max_tokens, seed=order.seed)
+        request_id = f"{request_id}#{next(self._serial)}"
+        async for output in self._link.llm.generate(
+            self._prompt(order.prompt_ids), params, request_id, priority=_NORMAL
+        ):
+            if output.finished:
+                return sum(len(completion.token_ids) for completion in output.outputs)
+        raise EngineError(f"request {request_id} ended without an output")
 
     async def _completed(self, order: _Order, index: int, first: Piece) -> Sample:
         """The sample that begins with `first`: whenever it is aborted, it goes on from there as a new request."""
         pieces = [first]
         seed = (order.seed + index) & _SEED_MASK
         while pieces[-1].aborted:
-            sampled = [int(token) for piece in pieces for token in piece.token_ids]
+            sampled = _listed(np.concatenate([piece.token_ids for piece in pieces]))
             params = self._sample_params(
                 order, n=1, max_tokens=order.max_tokens - len(sampled), seed=continuation_seed(seed, len(sampled))
             )
@@ -188,8 +214,9 @@ class Requests:
         raise EngineError(f"request {name} ended without an output")
 
     def _prompt(self, token_ids: list[int]) -> dict[str, Any]:
-        # The engine changes the salt when newer weights get there first.
-        return {"prompt_token_ids": token_ids} | ({"cache_salt": self.label} if self.salted else {})
+        # With its type vLLM takes it as it is; without, a thread looks at it first. The engine changes the salt when
+        # newer weights get there first.
+        return {"type": "token", "prompt_token_ids": token_ids} | ({"cache_salt": self.label} if self.salted else {})
 
     @asynccontextmanager
     async def _deadline(self, name: str) -> AsyncIterator[None]:
@@ -211,6 +238,10 @@ def continuation_seed(seed: int, position: int) -> int:
     if position == 0:
         return seed
     return int.from_bytes(blake2b(f"{seed} {position}".encode(), digest_size=8).digest(), "little") & _SEED_MASK
+
+
+def _listed(token_ids: Sequence[int] | Int32Array) -> list[int]:
+    return token_ids.tolist() if isinstance(token_ids, np.ndarray) else list(token_ids)
 
 
 async def _all(calls: Iterable[Any]) -> list[Any]:

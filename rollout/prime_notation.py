@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from rollout.prime_problems import Equations, Universe
 from shared.config import EnvironmentConfig
 from shared.episodes import Problem, Task
 
+PROBLEMS_KEPT = 1024
 _CONTENT = re.compile(r"[1-9][0-9]{0,5}(,[1-9][0-9]{0,5})*")
 
 
@@ -21,6 +23,7 @@ class Notation:
         self._pairs = config.induction_pairs
         self._full = config.proposal == "full"
         self._swapped_is_copy = config.swapped_is_copy
+        self._read = lru_cache(PROBLEMS_KEPT)(self._equations)
 
     def problem(self, task: Task, equations: Equations) -> Problem:
         content, family = ",".join(map(str, equations.shown(task))), equations.family
@@ -28,7 +31,13 @@ class Notation:
         return Problem(task, content, key, family, str(equations.hidden(task)))
 
     def equations(self, problem: Problem) -> Equations:
-        """All parts of `problem`; ValueError unless it is exactly what `problem` of this class would make."""
+        """All parts of `problem`; ValueError unless it is exactly what `problem` of this class would make.
+
+        The last PROBLEMS_KEPT are kept: each is asked for with every attempt at it.
+        """
+        return self._read(problem)
+
+    def _equations(self, problem: Problem) -> Equations:
         task, content = problem.task, problem.content
         shown = content.split(",", self.shown_count(task))
         if len(shown) != self.shown_count(task) or not _CONTENT.fullmatch(content):

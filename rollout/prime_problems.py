@@ -114,6 +114,8 @@ class Universe:
         They share no number with each other or with those shown, so none is another one swapped; none is 1·1, and
         none is of a class that is held out.
         """
+        if count == 0:  # with every attempt at an induction problem
+            return []
         p, found = equations.p, list[Pair]()
         used = set(equations.shown(Task.INDUCTION))
         for index in in_random_order(p - 2, random.Random(f"further pairs {equations.family}")):

@@ -74,6 +74,9 @@ def piece_of(completion: Any, span: Callable[[str, int, int], VersionSpan]) -> P
 
 def joined(pieces: Sequence[Piece]) -> Sample:
     """The completion that the pieces, in order, are of; the last one is not aborted."""
+    if len(pieces) == 1 and len(pieces[0].spans) == 1:  # nearly all
+        (piece,) = pieces
+        return Sample(piece.token_ids, piece.logprobs, piece.spans, truncated=piece.end == "length")
     spans: list[VersionSpan] = []
     offset = 0
     for piece in pieces:
@@ -93,4 +96,7 @@ def joined(pieces: Sequence[Piece]) -> Sample:
 
 def chosen_logprobs(flat: Any, first: int) -> Float32Array:
     """From vLLM's FlatLogprobs: of each position from `first` on, the first entry, which is the token that is there."""
-    return np.asarray([flat.logprobs[start] for start in flat.start_indices[first:]], dtype=np.float32)
+    logprobs = np.asarray(flat.logprobs, dtype=np.float32)
+    if first == 0 and len(logprobs) == len(flat.start_indices):  # one entry each: what is asked for when sampling
+        return logprobs
+    return logprobs[flat.start_indices[first:]]

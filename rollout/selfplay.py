@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from rollout.chat import ChatTokenizer
 from rollout.engine import Engine
 from rollout.environment import Environment
 from rollout.sample import Sample
 from shared.config import Config
-from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, Ticket, Verdict
+from shared.episodes import ClosedTicket, Episode, Int32Array, Problem, Role, Task, Ticket, Verdict
 from shared.errors import PrimezeroError
 from shared.rewards import proposer_reward, solve_rate, solver_reward
 
@@ -96,15 +93,13 @@ class SelfPlay:
             attempts.append(_episode(Role.SOLVER, problem.task, ids, sample, verdict, reward))
         return tuple(attempts)
 
-    async def _sample(
-        self, prompt: str, ticket: Ticket, *, first: int, count: int
-    ) -> tuple[Sequence[int], list[Sample]]:
+    async def _sample(self, prompt: str, ticket: Ticket, *, first: int, count: int) -> tuple[Int32Array, list[Sample]]:
         """Samples `first` to `first + count` of the ticket.
 
         Sample i draws from the ticket's seed + i, the engine counting on from the request's seed: no two of a
         ticket may share i, or those of one prompt would be the same.
         """
-        ids = self._chat.prompt_ids(prompt)
+        ids = self._chat.prompt(prompt)
         limit = self._config.sampling.max_prompt_tokens
         if len(ids) > limit:
             raise PrimezeroError(
@@ -122,12 +117,12 @@ class SelfPlay:
 
 
 def _episode(
-    role: Role, task: Task, prompt_ids: Sequence[int], sample: Sample, verdict: Verdict, reward: float
+    role: Role, task: Task, prompt_ids: Int32Array, sample: Sample, verdict: Verdict, reward: float
 ) -> Episode:
     return Episode(
         role=role,
         task=task,
-        prompt_ids=np.asarray(prompt_ids, dtype=np.int32),
+        prompt_ids=prompt_ids,
         response_ids=sample.token_ids,
         behaviour_logprobs=sample.logprobs,
         spans=sample.spans,

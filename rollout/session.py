@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import secrets
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from shared import messages as msg
 from shared.episodes import ClosedTicket, Ticket, TicketId
+from shared.ticket_wire import encode_ticket
 
 ANSWERS_KEPT = 16
 
@@ -28,14 +29,14 @@ class Session:
         self.resumes = False
         self._sequence = 0
         self._begun: set[TicketId] = set()
-        self._closed: dict[int, tuple[TicketId, Sequence[msg.Frame]]] = {}
+        self._closed: dict[int, tuple[TicketId, bytes]] = {}
         self._running: set[int] = set()
         self._answers: OrderedDict[int, msg.Result] = OrderedDict()
 
-    def welcomed(self, lineage: int) -> list[Sequence[msg.Frame]]:
-        """From now on it is listened to; the closed tickets to send again, in order."""
+    def welcomed(self, lineage: int) -> list[bytes]:
+        """From now on it is listened to; the frames of the closed tickets to send again, in order."""
         self.lineage, self.resumes = lineage, True
-        return [frames for _, frames in self._closed.values()]
+        return [frame for _, frame in self._closed.values()]
 
     def begin(self, tickets: Iterable[Ticket]) -> list[Ticket]:
         """Those that are new, which are now begun."""
@@ -43,17 +44,18 @@ class Session:
         self._begun.update(ticket.id for ticket in new)
         return new
 
-    def close(self, closed: ClosedTicket) -> Sequence[msg.Frame]:
-        """The frames of a closed ticket, which are kept."""
-        frames = msg.encode_closed(self._sequence, closed)
-        self._closed[self._sequence] = (closed.id, frames)
+    def close(self, closed: ClosedTicket) -> bytes:
+        """The frame of a closed ticket, which is kept."""
+        frame = encode_ticket(self._sequence, closed)
+        self._closed[self._sequence] = (closed.id, frame)
         self._sequence += 1
-        return frames
+        return frame
 
-    def acknowledged(self, sequence: int) -> None:
-        """The learner has a closed ticket; it may say so again."""
-        if (kept := self._closed.pop(sequence, None)) is not None:
-            self._begun.discard(kept[0])
+    def acknowledged(self, sequences: Iterable[int]) -> None:
+        """The learner has these closed tickets; it may say so again."""
+        for sequence in sequences:
+            if (kept := self._closed.pop(sequence, None)) is not None:
+                self._begun.discard(kept[0])
 
     def begin_call(self, id: int) -> bool:
         """Whether the call is new, and is now begun."""

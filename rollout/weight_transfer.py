@@ -1,4 +1,4 @@
-"""The vLLM plugin: receives weights inside vLLM's worker process.
+"""The vLLM plugin: receives weights in the process of vLLM's that has the model, which is EngineCore's.
 
 vLLM calls `register` in each of its processes (entry point `vllm.general_plugins`). Nothing is imported
 from vLLM or torch until then.

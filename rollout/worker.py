@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,12 +14,14 @@ from rollout.chat import ChatTokenizer
 from rollout.engine import Engine
 from rollout.environment import make_environment
 from rollout.evaluation import evaluate
+from rollout.outbox import Outbox
 from rollout.selfplay import SelfPlay
 from rollout.session import Session
 from shared import messages as msg
 from shared.config import Config
 from shared.episodes import Ticket
 from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, WorkerFailedError
+from shared.heap import keep_freed_memory
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 from shared.transport import ClientKeys, StreamClient
 
@@ -43,6 +46,7 @@ def run_worker(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> No
 
     beat: called every few seconds, once the engine is there only after a round trip through it
     """
+    keep_freed_memory()
     asyncio.run(_run(config, spec, beat))
 
 
@@ -103,6 +107,9 @@ class RolloutWorker:
         self._chat = ChatTokenizer.from_folder(config.model.path)
         self._selfplay = SelfPlay(config, engine, self._environment, self._chat)
         self._session = Session()
+        self._outbox = Outbox(
+            client.send, most_bytes=config.stream.batch_kib * 2**10, wait_s=config.stream.batch_ms / 1000
+        )
         self._version: int | None = None
         # Set while the learner has seen the weights now live pass the probe, in this incarnation.
         self._weights_proven = asyncio.Event()
@@ -116,6 +123,7 @@ class RolloutWorker:
         receiving = asyncio.create_task(self._receive())
         try:
             await self._say_hello()
+            self._start(self._outbox.run(), self._watching)
             self._start(self._watch_engine(), self._watching)
             self._start(self._say_alive(), self._watching)
             self._start(self._client.watch_handshakes(), self._watching)
@@ -148,6 +156,7 @@ class RolloutWorker:
     async def _begin_anew(self) -> None:
         """As a new incarnation, which has done nothing yet."""
         self._session = Session()
+        self._outbox.clear()
         for task in self._tasks:
             task.cancel()
         # Begun steps end by themselves, within the engine's limits: cut short, they would leave it unusable.
@@ -162,12 +171,14 @@ class RolloutWorker:
                 case msg.Welcome(lineage, incarnation):
                     if incarnation == self._session.incarnation:
                         log.info("welcomed into lineage %d", lineage)
-                        for frames in self._session.welcomed(lineage):
-                            await self._client.send(frames)
+                        self._outbox.clear()
+                        for frame in self._session.welcomed(lineage):
+                            self._outbox.put(frame)
                 case msg.Greet():
                     if self._session.resumes:
                         log.warning("the learner does not know this connection: saying hello again")
                         self._session.lineage = None
+                        self._outbox.clear()
                         await self._say_hello()
                     else:  # its hello may have been lost, or have been heard: then that incarnation is not used
                         await self._begin_anew()
@@ -192,8 +203,8 @@ class RolloutWorker:
                         self._start(self._answer(id, request), self._steps if steps else self._tasks)
                     elif (result := self._session.answer_of(id)) is not None:
                         await self._client.send(msg.encode(msg.Reply(id, result)))
-                case msg.Ack(sequence):
-                    self._session.acknowledged(sequence)
+                case msg.Ack(sequences):
+                    self._session.acknowledged(sequences)
                 case msg.Alive():
                     pass
                 case msg.ProbePassed(version):
@@ -228,9 +239,11 @@ class RolloutWorker:
     async def _work(self, ticket: Ticket) -> None:
         closed = await self._selfplay.play(ticket)
         await self._weights_proven.wait()
-        frames = self._session.close(closed)
+        began = time.thread_time()
+        frame = self._session.close(closed)
+        self._outbox.spent(time.thread_time() - began)
         if self._session.lineage is not None:  # otherwise when it is welcomed again
-            await self._client.send(frames)
+            self._outbox.put(frame)
 
     async def _answer(self, id: int, request: msg.Request) -> None:
         session = self._session

@@ -218,7 +218,11 @@ class RolloutConfig(Section):
     workers: Count = Field(1, description="rollout workers, each with its own engine")
     threads: Count = Field(1, description="CPU threads of each engine")
     max_sequences: Count = Field(256, description="sequences that an engine decodes at once")
-    max_open_tickets: Count = Field(128, description="tickets that a worker works on at once")
+    max_open_tickets: Count = Field(
+        512,
+        description="tickets that a worker works on at once; a proposal is one sequence, so that fewer than twice "
+        "max_sequences let the engine run dry when many end together",
+    )
     colocation: Literal["concurrent", "alternate"] = Field(
         "concurrent", description="alternate: the engines sleep while the learner computes its update"
     )
@@ -360,8 +364,16 @@ class StreamConfig(Section):
         "with keys that are made at launch",
     )
     max_message_mib: Count = Field(256, description="largest message accepted")
+    batch_kib: Count = Field(512, description="closed tickets leave a worker at once when so much has come together")
+    batch_ms: float = Field(2, ge=0, le=1000, description="and otherwise so long after the first of them has closed")
     batch_timeout_s: Seconds = Field(900, description="longest wait for a batch's next closed ticket")
     worker_timeout_s: Seconds = Field(60, description="a worker not heard of for so long is given up")
+
+    @model_validator(mode="after")
+    def _batches_are_accepted(self) -> Self:
+        if self.batch_kib > self.max_message_mib * 1024:
+            raise ValueError(f"batch_kib={self.batch_kib} is more than max_message_mib={self.max_message_mib} lets in")
+        return self
 
     @field_validator("endpoint")
     @classmethod

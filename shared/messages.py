@@ -1,40 +1,26 @@
 """The wire: every message between a rollout worker and the learner, and its encoding.
 
-A message is a list of frames: a msgpack header (one of the structs below, tagged by name) and, for
-`Closed` only, three raw little-endian buffers. Decoding checks types, counts and sizes before any
-array is made; anything unexpected is a MessageError. Nothing here is executed or unpickled.
+A message is a list of frames: a msgpack header (one of the structs below, tagged by name) and, for `Closed` only, a
+frame for each closed ticket (`shared/ticket_wire.py`). Anything unexpected is a MessageError. Nothing here is executed
+or unpickled.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
-from shared.episodes import (
-    ClosedTicket,
-    Episode,
-    Evaluation,
-    Problem,
-    Role,
-    Task,
-    Ticket,
-    TicketId,
-    Verdict,
-    VersionSpan,
-)
+from shared.episodes import Evaluation, Ticket
 from shared.errors import MessageError
+from shared.ticket_wire import Frame
 
-PROTOCOL_VERSION = 4
-MAX_EPISODES_PER_TICKET = 4096
-MAX_TOKENS_PER_TICKET = 2**27
-MAX_FRAMES = 4
+PROTOCOL_VERSION = 5
+MAX_TICKETS_PER_MESSAGE = 64
+MAX_FRAMES = 1 + MAX_TICKETS_PER_MESSAGE
 MAX_REASON_CHARACTERS = 2000
-
-Frame = bytes | memoryview
+MAX_SPENT_S = 1e6
 
 
 class _Message(msgspec.Struct, frozen=True, tag=True, forbid_unknown_fields=True):
@@ -116,42 +102,19 @@ class Work(_Message, frozen=True):
     tickets: tuple[Ticket, ...]
 
 
-class EpisodeHeader(msgspec.Struct, frozen=True, array_like=True):
-    """An Episode without its arrays. prompt: index into the ticket's distinct prompts."""
-
-    role: Role
-    task: Task
-    prompt: int
-    response_tokens: int
-    spans: tuple[VersionSpan, ...]
-    truncated: bool
-    verdict: Verdict
-    reward: float
-
-
 class Closed(_Message, frozen=True):
-    """Worker → learner: a closed ticket. Buffers: prompt ids, response ids (int32), log-probabilities (float32).
+    """Worker → learner: closed tickets, a frame each; each is taken, or refused, by itself.
 
-    sequence: numbers the closed tickets of one worker incarnation, from 0
-    prompt_tokens: length of each distinct prompt, in the order of the first buffer
+    spent_s: CPU seconds that the worker has spent on writing and sending closed tickets since its last such message
     """
 
-    sequence: int
-    id: TicketId
-    proposed: Problem | None
-    problem: Problem
-    solve_rate: float
-    prompt_tokens: tuple[int, ...]
-    proposal: EpisodeHeader | None
-    attempts: tuple[EpisodeHeader, ...]
-    untrained_episodes: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPISODES_PER_TICKET)] = 0
-    untrained_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS_PER_TICKET)] = 0
+    spent_s: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPENT_S)] = 0.0
 
 
 class Ack(_Message, frozen=True):
-    """Learner → worker: the closed ticket of this sequence number is safe, forget it."""
+    """Learner → worker: the closed tickets of these sequence numbers are safe, forget them."""
 
-    sequence: int
+    sequences: tuple[int, ...]
 
 
 # --- calls: weight sync, parity probe, evaluation -------------------------------------------------
@@ -272,48 +235,17 @@ _decoder = msgspec.msgpack.Decoder(Message)
 
 
 def encode(message: Message) -> list[Frame]:
-    """Frames of a message without buffers; a closed ticket goes through `encode_closed`."""
+    """Frames of any message but `Closed`, which goes through `encode_closed`."""
     return [_encoder.encode(message)]
 
 
-def encode_closed(sequence: int, ticket: ClosedTicket) -> list[Frame]:
-    """Frames of a closed ticket; the array buffers are copied once, into three frames."""
-    prompts: dict[bytes, int] = {}
-
-    def header(episode: Episode) -> EpisodeHeader:
-        prompt = prompts.setdefault(episode.prompt_ids.tobytes(), len(prompts))
-        return EpisodeHeader(
-            episode.role,
-            episode.task,
-            prompt,
-            len(episode.response_ids),
-            episode.spans,
-            episode.truncated,
-            episode.verdict,
-            episode.reward,
-        )
-
-    proposal = None if ticket.proposal is None else header(ticket.proposal)
-    attempts = tuple(header(attempt) for attempt in ticket.attempts)
-    closed = Closed(
-        sequence=sequence,
-        id=ticket.id,
-        proposed=ticket.proposed,
-        problem=ticket.problem,
-        solve_rate=ticket.solve_rate,
-        prompt_tokens=tuple(len(prompt) // 4 for prompt in prompts),
-        proposal=proposal,
-        attempts=attempts,
-        untrained_episodes=ticket.untrained_episodes,
-        untrained_tokens=ticket.untrained_tokens,
-    )
-    responses = np.concatenate([e.response_ids for e in ticket.episodes]).astype("<i4", copy=False)
-    logprobs = np.concatenate([e.behaviour_logprobs for e in ticket.episodes]).astype("<f4", copy=False)
-    return [_encoder.encode(closed), b"".join(prompts), responses.data.cast("B"), logprobs.data.cast("B")]
+def encode_closed(tickets: Sequence[Frame], spent_s: float = 0.0) -> list[Frame]:
+    """Frames of a message with closed tickets, of which there may be MAX_TICKETS_PER_MESSAGE; none is copied."""
+    return [_encoder.encode(Closed(min(spent_s, MAX_SPENT_S))), *tickets]
 
 
 def decode(frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
-    """The message and its buffers, which are there for `Closed` and for nothing else.
+    """The message and the frames of its closed tickets, which are there for `Closed` and for nothing else.
 
     Raises MessageError. What stands before the first colon of its message is the kind of fault, of which there are few.
     """
@@ -323,82 +255,8 @@ def decode(frames: Sequence[Frame]) -> tuple[Message, Sequence[Frame]]:
         message = _decoder.decode(frames[0])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"malformed header: {error}") from error
-    buffers = frames[1:]
-    if len(buffers) != (3 if isinstance(message, Closed) else 0):
-        raise MessageError(f"{type(message).__name__} with the wrong number of buffers: {len(buffers)}")
-    return message, buffers
-
-
-def decode_closed(closed: Closed, buffers: Sequence[Frame]) -> ClosedTicket:
-    """The closed ticket; its arrays are read-only views of the buffers.
-
-    Raises MessageError when counts, sizes, spans or values do not fit together.
-    """
-    headers = [h for h in (closed.proposal, *closed.attempts) if h is not None]
-    if not closed.attempts:
-        raise MessageError("a closed ticket without attempts")
-    if not 0 <= closed.solve_rate <= 1:
-        raise MessageError(f"an impossible solve rate: {closed.solve_rate}")
-    if len(headers) > MAX_EPISODES_PER_TICKET:
-        raise MessageError(f"too many episodes in one ticket: {len(headers)}")
-    prompts = list(_split(buffers[0], "<i4", closed.prompt_tokens, "prompt ids"))
-    lengths = [h.response_tokens for h in headers]
-    responses = _split(buffers[1], "<i4", lengths, "response ids")
-    logprobs = _split(buffers[2], "<f4", lengths, "log-probabilities")
-    episodes = [
-        _episode(header, prompts, ids, logps) for header, ids, logps in zip(headers, responses, logprobs, strict=True)
-    ]
-    return ClosedTicket(
-        id=closed.id,
-        proposal=None if closed.proposal is None else episodes[0],
-        proposed=closed.proposed,
-        problem=closed.problem,
-        attempts=tuple(episodes[closed.proposal is not None :]),
-        solve_rate=closed.solve_rate,
-        untrained_episodes=closed.untrained_episodes,
-        untrained_tokens=closed.untrained_tokens,
-    )
-
-
-def _split(buffer: Frame, dtype: str, lengths: Sequence[int], what: str) -> Iterator[np.ndarray[Any, Any]]:
-    if min(lengths, default=0) < 1 or sum(lengths) > MAX_TOKENS_PER_TICKET:
-        raise MessageError(f"buffers of impossible lengths: {what}")
-    if memoryview(buffer).nbytes != 4 * sum(lengths):
-        raise MessageError(
-            "a buffer of another size than announced: "
-            f"{what}, {memoryview(buffer).nbytes} bytes for {sum(lengths)} values"
-        )
-    values = np.frombuffer(buffer, dtype=dtype)
-    if dtype == "<i4" and values.min() < 0:
-        raise MessageError(f"a negative token id: {what}")
-    if dtype == "<f4" and not np.isfinite(values).all():
-        raise MessageError(f"not finite: {what}")
-    return (values[start:end] for start, end in pairwise(accumulate(lengths, initial=0)))
-
-
-def _episode(
-    header: EpisodeHeader,
-    prompts: Sequence[np.ndarray[Any, Any]],
-    ids: np.ndarray[Any, Any],
-    logps: np.ndarray[Any, Any],
-) -> Episode:
-    if not 0 <= header.prompt < len(prompts):
-        raise MessageError("an episode's prompt is missing")
-    edges = [0, *(span.end for span in header.spans)]
-    if edges[-1] != len(ids) or any(
-        span.start != edge or span.end <= span.start for span, edge in zip(header.spans, edges, strict=False)
-    ):
-        raise MessageError("version spans do not cover the response")
-    if not np.isfinite(header.reward):
-        raise MessageError("a reward is not finite")
-    return Episode(
-        role=header.role,
-        task=header.task,
-        prompt_ids=prompts[header.prompt],
-        response_ids=ids,
-        behaviour_logprobs=logps,
-        spans=header.spans,
-        truncated=header.truncated,
-        verdict=header.verdict,
-        reward=header.reward,
-    )
+    tickets = frames[1:]
+    fits = 1 <= len(tickets) <= MAX_TICKETS_PER_MESSAGE if isinstance(message, Closed) else not tickets
+    if not fits:
+        raise MessageError(f"{type(message).__name__} with the wrong number of frames: {len(frames)}")
+    return message, tickets

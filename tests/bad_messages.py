@@ -11,8 +11,9 @@ import numpy as np
 from factories import make_closed, make_problem, make_ticket
 
 from shared import messages as msg
-from shared.episodes import ClosedTicket, Evaluation, Role, Task, TaskAccuracy, TicketId, Verdict, VersionSpan
+from shared.episodes import ClosedTicket, Evaluation, Role, Task, TaskAccuracy, Verdict, VersionSpan
 from shared.errors import MessageError
+from shared.ticket_wire import TicketFrame, encode_ticket
 
 Frames = list[bytes]
 
@@ -51,7 +52,7 @@ def valid_messages() -> list[Frames]:
         msg.Bye(),
         msg.Failed("the engine is dead"),
         msg.Work((ticket, make_ticket("buffer"))),
-        msg.Ack(3),
+        msg.Ack((3, 4)),
         msg.ProbePassed(1),
         *(msg.Call(1, request) for request in requests),
         *(msg.Reply(1, result) for result in results),
@@ -63,15 +64,32 @@ def valid_messages() -> list[Frames]:
     ]
     return [
         *([bytes(frame) for frame in msg.encode(message)] for message in plain),
-        *([bytes(frame) for frame in msg.encode_closed(0, each)] for each in closed for _ in range(3)),
+        *(msg.encode_closed([encode_ticket(0, each)]) for each in closed for _ in range(3)),
     ]
 
 
-def _flip(frames: Frames, rng: random.Random) -> Frames:
-    header = bytearray(frames[0])
+def _in_a_header(mutate: Callable[[bytes, random.Random], bytes]) -> Callable[[Frames, random.Random], Frames]:
+    """The header of the message, or of one of its tickets, with another content."""
+
+    def mutated(frames: Frames, rng: random.Random) -> Frames:
+        which = rng.randrange(len(frames))
+        if which == 0:
+            return [mutate(frames[0], rng), *frames[1:]]
+        frame = frames[which]
+        length = int.from_bytes(frame[:4], "little")
+        header, arrays = frame[4 : 4 + length], frame[4 + length + -length % 4 :]
+        header = mutate(header, rng)
+        frame = len(header).to_bytes(4, "little") + header + bytes(-len(header) % 4) + arrays
+        return [*frames[:which], frame, *frames[which + 1 :]]
+
+    return mutated
+
+
+def _flip(header: bytes, rng: random.Random) -> bytes:
+    flipped = bytearray(header)
     for _ in range(rng.randint(1, 6)):
-        header[rng.randrange(len(header))] = rng.randrange(256)
-    return [bytes(header), *frames[1:]]
+        flipped[rng.randrange(len(flipped))] = rng.randrange(256)
+    return bytes(flipped)
 
 
 def _cut(frames: Frames, rng: random.Random) -> Frames:
@@ -88,24 +106,24 @@ def _other_frames(frames: Frames, rng: random.Random) -> Frames:
     return rng.choice([frames[:1], frames[1:] or [b""], frames * 2, [*frames, b""], frames[::-1], [b"", *frames]])
 
 
-def _huge(frames: Frames, rng: random.Random) -> Frames:
-    at = rng.randrange(len(frames[0]) + 1)
-    return [frames[0][:at] + rng.choice(HUGE) + frames[0][at:], *frames[1:]]
+def _huge(header: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(header) + 1)
+    return header[:at] + rng.choice(HUGE) + header[at:]
 
 
-def _deep(frames: Frames, rng: random.Random) -> Frames:
-    at = rng.randrange(len(frames[0]) + 1)
-    return [frames[0][:at] + rng.choice([b"\x91", b"\x81\xa1a"]) * rng.choice([50, 5000]), *frames[1:]]
+def _deep(header: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(header) + 1)
+    return header[:at] + rng.choice([b"\x91", b"\x81\xa1a"]) * rng.choice([50, 5000])
 
 
-def _not_text(frames: Frames, rng: random.Random) -> Frames:
-    at = rng.randrange(len(frames[0]))
-    return [frames[0][:at] + rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80"]) + frames[0][at + 1 :], *frames[1:]]
+def _not_text(header: bytes, rng: random.Random) -> bytes:
+    at = rng.randrange(len(header))
+    return header[:at] + rng.choice([b"\xff", b"\xc0\x80", b"\xed\xa0\x80"]) + header[at + 1 :]
 
 
-def _edit(frames: Frames, rng: random.Random) -> Frames:
+def _edit(header: bytes, rng: random.Random) -> bytes:
     """Another value, a field too many or too few, somewhere in the header."""
-    tree = msgspec.msgpack.decode(frames[0])
+    tree = msgspec.msgpack.decode(header)
     node = tree
     while True:
         keys = list(node) if isinstance(node, dict) else range(len(node))
@@ -119,14 +137,21 @@ def _edit(frames: Frames, rng: random.Random) -> Frames:
         break
     if isinstance(node, dict) and rng.random() < 0.3:
         node["surprise\n" * rng.choice([1, 500])] = 1
-    return [msgspec.msgpack.encode(tree), *frames[1:]]
+    if isinstance(node, list) and rng.random() < 0.3:
+        node.append(rng.choice(VALUES))
+    return msgspec.msgpack.encode(tree)
 
 
-def _wrong_lineage(frames: Frames, rng: random.Random) -> Frames:
-    tree = msgspec.msgpack.decode(frames[0])
-    if "id" in tree:
-        tree["id"] = [rng.choice([-1, 0, 1, 10**9, 2**62]), rng.choice([-1, 0, 10**6]), rng.choice([-1, 0, 10**6])]
-    return [msgspec.msgpack.encode(tree), *frames[1:]]
+def _wrong_lineage(header: bytes, rng: random.Random) -> bytes:
+    tree = msgspec.msgpack.decode(header)
+    if isinstance(tree, list):
+        tree[1] = [rng.choice([-1, 0, 1, 10**9, 2**62]), rng.choice([-1, 0, 10**6]), rng.choice([-1, 0, 10**6])]
+    return msgspec.msgpack.encode(tree)
+
+
+def _many(frames: Frames, rng: random.Random) -> Frames:
+    """The same ticket several times, or more often than a message may have tickets."""
+    return [frames[0], *frames[1:] * rng.choice([2, 5, 65, 300])]
 
 
 def _noise(_: Frames, rng: random.Random) -> Frames:
@@ -139,36 +164,34 @@ def _empty(_: Frames, rng: random.Random) -> Frames:
 
 MUTATIONS: list[Callable[[Frames, random.Random], Frames]] = [
     lambda frames, rng: frames,
-    _flip,
     _cut,
     _extend,
     _other_frames,
-    _huge,
-    _deep,
-    _not_text,
-    _edit,
-    _wrong_lineage,
+    _many,
+    *map(_in_a_header, (_flip, _huge, _deep, _not_text, _edit, _wrong_lineage)),
     _noise,
     _empty,
 ]
 
 
-def bad_messages(rng: random.Random, *, to_a_known_worker: bool = False) -> Iterator[Frames]:
-    """Endlessly many, each of which a learner counts once.
+def bad_messages(rng: random.Random, *, to_a_known_worker: bool = False) -> Iterator[tuple[Frames, int]]:
+    """Endlessly many, and how often a learner counts each: once, or once for each closed ticket.
 
     From a stranger that is anything but a greeting that matches. From a worker that the learner knows (lineage 3), what
     does not decode, what only a learner may say, greetings that do not match, and tickets and replies of nowhere.
     """
     valid = valid_messages()
+    tickets = [frames for frames in valid if len(frames) > 1]
     counts = _counts_from_a_worker if to_a_known_worker else _counts_from_a_stranger
     while True:
-        frames = rng.choice(MUTATIONS)(rng.choice(valid), rng)
-        if counts(frames):
-            yield frames
+        either = tickets if to_a_known_worker and rng.random() < 0.5 else valid
+        frames = rng.choice(MUTATIONS)(rng.choice(either), rng)
+        if number := counts(frames):
+            yield frames, number
 
 
-def spoilt_tickets(closed: ClosedTicket) -> list[Frames]:
-    """What a worker may not make of a ticket that it was given, in every way that there is a check for."""
+def spoilt_tickets(closed: ClosedTicket) -> list[bytes]:
+    """Frames of what a worker may not make of a ticket that it was given, in every way that there is a check for."""
 
     def attempt(**changes: object) -> ClosedTicket:
         return replace(closed, attempts=(replace(closed.attempts[0], **changes), *closed.attempts[1:]))
@@ -176,7 +199,7 @@ def spoilt_tickets(closed: ClosedTicket) -> list[Frames]:
     one = np.ones(1, dtype=np.int32)
     spoilt = [
         replace(closed, attempts=closed.attempts[1:]),
-        replace(closed, attempts=closed.attempts * 300),
+        replace(closed, attempts=closed.attempts * 20),
         replace(closed, solve_rate=0.0),
         replace(closed, solve_rate=1.0),
         replace(closed, proposed=closed.problem),
@@ -195,32 +218,40 @@ def spoilt_tickets(closed: ClosedTicket) -> list[Frames]:
         attempt(spans=(VersionSpan(-1, 0, 2),)),
         attempt(spans=(VersionSpan(0, 0, 2**62), VersionSpan(0, 2**62, 2))),
     ]
-    frames = [[bytes(frame) for frame in msg.encode_closed(0, each)] for each in spoilt]
-    good = [bytes(frame) for frame in msg.encode_closed(0, closed)]
-    return [*frames, *([*good[:cut], good[cut][:-3], *good[cut + 1 :]] for cut in (1, 2, 3))]
+    good = encode_ticket(0, closed)
+    torn = [good[:-3], good[:-4], good + bytes(4), good[:9], good[4:], b""]
+    return [*(encode_ticket(0, each) for each in spoilt), *torn]
 
 
-def _counts_from_a_stranger(frames: Frames) -> bool:
+def _counts_from_a_stranger(frames: Frames) -> int:
     try:
         message, _ = msg.decode(frames)
     except MessageError:
-        return True
+        return 1
     return not isinstance(message, msg.Hello) or not _matches(message)
 
 
-def _counts_from_a_worker(frames: Frames) -> bool:
+def _counts_from_a_worker(frames: Frames) -> int:
     try:
-        message, _ = msg.decode(frames)
+        message, tickets = msg.decode(frames)
     except MessageError:
-        return True
+        return 1
     match message:
         case msg.Alive() | msg.Failed():
-            return False
+            return 0
         case msg.Hello():
             return not _matches(message)
         case msg.Closed():
-            return message.id != TicketId(3, message.id.batch, message.id.index)
-    return True
+            return len(tickets) if all(map(_is_bad, tickets)) else 0
+    return 1
+
+
+def _is_bad(ticket: bytes) -> bool:
+    """Whatever is not of lineage 3 is."""
+    try:
+        return TicketFrame.read(ticket).header.id.lineage != 3
+    except MessageError:
+        return True
 
 
 def _matches(hello: msg.Hello) -> bool:

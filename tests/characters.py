@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from rollout.sample import Sample
-from shared.episodes import VersionSpan
+from shared.episodes import Int32Array, VersionSpan
 
 
 class CharacterChat:
     """0 ends the turn."""
 
     def prompt_ids(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
+        return self.prompt(text).tolist()
+
+    def prompt(self, text: str) -> Int32Array:
+        return np.array([*map(ord, text)], dtype=np.int32)
 
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(i) for i in ids if i)

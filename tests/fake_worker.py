@@ -23,7 +23,8 @@ from learner.weight_sender import SendStats
 from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.config_file import load_config
-from shared.episodes import Evaluation, Task, TaskAccuracy, Ticket
+from shared.episodes import ClosedTicket, Evaluation, Task, TaskAccuracy, Ticket
+from shared.ticket_wire import encode_ticket
 
 IDENTITY = Identity(model="m", tokenizer="t", environment="e")
 LINEAGE = 3
@@ -81,8 +82,13 @@ class FakeWorker:
         return self
 
     def close_ticket(self, ticket: Ticket, **made) -> None:
-        self._outbox.put([bytes(f) for f in msg.encode_closed(self._sequence, make_closed(ticket, **made))])
-        self._sequence += 1
+        self.close_tickets(make_closed(ticket, **made))
+
+    def close_tickets(self, *closed: ClosedTicket) -> None:
+        """In one message."""
+        frames = [encode_ticket(self._sequence + i, each) for i, each in enumerate(closed)]
+        self._sequence += len(frames)
+        self._outbox.put(msg.encode_closed(frames))
 
     def answer(self, result: msg.Result) -> msg.Request:
         call = self.get(msg.Call)

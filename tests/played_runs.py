@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from characters import CharacterChat, answer, make_sample
 
-from launch.train import seed_stages
+from launch.beginnings import seed_stages
 from learner.collector import Batch, Collector
 from learner.problem_buffer import ProblemBuffer
 from learner.ticket_check import TokenLimits

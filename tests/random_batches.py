@@ -11,9 +11,12 @@ VOCABULARY = 50
 
 
 def random_batch(
-    rows: int = 12, copies: int = 1, seed: int = 0, lengths: Sequence[int] = (1, 2, 3, 5, 7)
+    rows: int = 12, copies: int = 1, seed: int = 0, lengths: Sequence[int] = (1, 2, 3, 5, 7), responses: int = 1
 ) -> TrainingBatch:
-    """`rows` rows, of which each sequence occurs `copies` times with its own advantage and weights."""
+    """`rows` rows, of which each sequence occurs `copies` times with its own advantage and weights.
+
+    responses: to each prompt, drawn one by one
+    """
     g = torch.Generator().manual_seed(seed)
 
     def draw(choices: Sequence[int]) -> int:
@@ -22,7 +25,12 @@ def random_batch(
     def ids(count: int) -> torch.Tensor:
         return torch.randint(0, VOCABULARY, (count,), generator=g)
 
-    distinct = [(ids(draw((3, 4, 6))), ids(draw(lengths))) for _ in range(-(-rows // copies))]
+    distinct = [
+        (prompt, ids(draw(lengths)))
+        for _ in range(-(-rows // (copies * responses)))
+        for prompt in [ids(draw((3, 4, 6)))]
+        for _ in range(responses)
+    ]
     pairs = [distinct[i % len(distinct)] for i in range(rows)]
     response_tokens = sum(len(response) for _, response in pairs)
     return TrainingBatch(

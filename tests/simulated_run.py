@@ -20,6 +20,8 @@ from learner.members import Member
 from rollout.session import Session
 from shared import messages as msg
 from shared.episodes import ClosedTicket, Task, Ticket, TicketId, VersionSpan
+from shared.errors import MessageError
+from shared.ticket_wire import TicketFrame, encode_ticket
 
 LAST_BATCH = 1000
 NAMES = 3
@@ -37,6 +39,9 @@ class Wire:
 
     def count(self, reason: str) -> None:
         self.rejected[reason] += 1
+
+    def refuse(self, peer: bytes, errors: Sequence[MessageError]) -> None:
+        raise AssertionError(f"an honest worker was refused: {errors}")
 
 
 @dataclass
@@ -135,13 +140,25 @@ class SimulatedRun:
             worker = able[which % len(able)]
             ticket, began = worker.open.pop(list(worker.open)[which % len(worker.open)])
             worker.closed.append(self._sampled(ticket, began, worker.live))
-            self._send(worker, worker.session.close(worker.closed[-1]))
+            self._send(worker, msg.encode_closed([worker.session.close(worker.closed[-1])]))
+
+    def close_several(self, which: int) -> None:
+        """Some worker closes several tickets at once, which leave in one message."""
+        able = [worker for worker in self.workers if worker.open and worker.live == worker.proven]
+        if able:
+            worker = able[which % len(able)]
+            frames = []
+            for id in list(worker.open)[: 1 + which]:
+                worker.closed.append(self._sampled(*worker.open.pop(id), worker.live))
+                frames.append(worker.session.close(worker.closed[-1]))
+            self._send(worker, msg.encode_closed(frames))
 
     def close_again(self, which: int) -> None:
         able = [worker for worker in self.workers if worker.closed and worker.session.lineage is not None]
         if able:
             worker = able[which % len(able)]
-            self._send(worker, msg.encode_closed(0, worker.closed[which % len(worker.closed)]))
+            again = encode_ticket(0, worker.closed[which % len(worker.closed)])
+            self._send(worker, msg.encode_closed([again]))
 
     def train(self, which: int) -> None:
         """Train the batch, if it is complete; then sync, if it is time, perhaps losing a worker."""
@@ -204,12 +221,12 @@ class SimulatedRun:
 
     def _send(self, worker: SimulatedWorker, frames: Sequence[msg.Frame]) -> None:
         if not worker.broken and (worker.session.lineage is not None or len(frames) == 1):
-            message, buffers = msg.decode(frames)
-            if isinstance(message, msg.Closed):
-                closed = msg.decode_closed(message, buffers)
+            message, tickets = msg.decode(frames)
+            for ticket in tickets:
+                closed = TicketFrame.read(ticket).closed(100)
                 if not self.pool._collector.is_closed(closed.id):
                     self._first[closed.id] = mark(closed)
-            self.pool._handle(worker.peer, message, buffers)
+            self.pool._handle(worker.peer, message, tickets)
             self._deliver()
 
     def _deliver(self) -> None:
@@ -229,10 +246,10 @@ class SimulatedRun:
                     self._say_hello(worker)
                 case msg.Welcome(lineage, incarnation):
                     assert incarnation == worker.session.incarnation
-                    for frames in worker.session.welcomed(lineage):
-                        self._send(worker, frames)
-                case msg.Ack(sequence):
-                    worker.session.acknowledged(sequence)
+                    if again := worker.session.welcomed(lineage):
+                        self._send(worker, msg.encode_closed(again))
+                case msg.Ack(sequences):
+                    worker.session.acknowledged(sequences)
                 case msg.ProbePassed(version):
                     worker.proven = version
                 case msg.Work(tickets):

@@ -122,7 +122,7 @@ def test_mistake_04_sampler_and_learner_warped_the_distribution_differently():
     sampled = torch.log_softmax(hidden @ head.T / 0.7, -1)[torch.arange(6), targets]
 
     def check(temperature):
-        ours, _ = token_logprobs(hidden, head, targets, temperature=temperature, chunk_tokens=4)
+        ours, _ = token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=4 * 20 * 4)
         assert (ours - sampled).abs().max() < 1e-5
 
     passes_only_the_real_one(check, 0.7, 1.0)
@@ -151,7 +151,7 @@ def test_mistake_12_a_full_vocabulary_score_tensor_was_kept():
 
     passes_only_the_real_one(
         check,
-        lambda: token_logprobs(hidden, head, targets, temperature=1.0, chunk_tokens=chunk)[0],
+        lambda: token_logprobs(hidden, head, targets, temperature=1.0, chunk_bytes=4 * chunk * vocabulary)[0],
         lambda: torch.log_softmax(hidden @ head.T, -1).gather(1, targets[:, None]),
     )
 
@@ -265,8 +265,8 @@ def test_mistake_07_the_format_asked_for_did_not_parse(prompts, proposal):
 
 def test_mistake_08_prompts_were_cut_silently():
     class CuttingChat(CharacterChat):
-        def prompt_ids(self, text):
-            return super().prompt_ids(text)[-20:]
+        def prompt(self, text):
+            return super().prompt(text)[-20:]
 
     def check(chat):
         engine = ScriptedEngine("", [answer("1")] * ATTEMPTS)

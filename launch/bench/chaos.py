@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from launch.bench.benchmark import Benchmark
 from launch.bench.chaos_plan import BLOWS, VICTIMS, GoingOn, Hit, plan
 from launch.bench.report import Report, Result, machine
 from launch.bench.settings import setting
@@ -225,3 +226,21 @@ def results(settings: ChaosSettings, outcome: Outcome, audited: Audit) -> Iterat
         yield Result("accuracy_before", before, "")
         yield Result("accuracy_after", after, "", before, "before")
     yield Result("wall_s", outcome.wall_s, "s")
+
+
+BENCHMARK = Benchmark(
+    "chaos",
+    "a run whose processes are killed",
+    ChaosSettings,
+    bench_chaos,
+    description="""\
+A run of the CPU demo's configuration whose processes are killed and stopped at random moments of
+a seed, and an audit of what became of its work. Ends with 1 where anything acknowledged was lost
+or trained on twice, or where the run did not finish.
+""",
+    examples="""\
+examples:
+  primezero bench chaos --json chaos.json
+  primezero bench chaos --steps 240 --hits 40 --seed 1 --folder chaos-1
+""",
+)

@@ -5,93 +5,25 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import Field, dataclass, fields
+from collections.abc import Sequence
+from dataclasses import Field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from launch.bench.chaos import ChaosSettings, bench_chaos
-from launch.bench.models import SHAPES
-from launch.bench.report import Report
-from launch.bench.soak import SoakSettings, bench_soak
-from launch.bench.sync import SyncSettings, bench_sync
+from launch.bench import chaos, e2e, learner, rollout, soak, sync, wire
+from launch.bench.benchmark import Benchmark
 from shared.errors import ConfigError, PrimezeroError
 from shared.metrics import check_writable, write_json
 
-_SYNC_DESCRIPTION = """\
-What putting new weights into a running engine costs: bytes, calls, seconds of each phase, a plain
-copy of the same bytes, and what the generation loses. docs/benchmarks.md explains every figure.
-"""
-_SYNC_EXAMPLES = f"""\
-examples:
-  primezero bench sync --json sync.json
-  primezero bench sync --model models/some-instruct-model --modes keep --requests 64
-
---model is a model folder, or a shape with random weights: {", ".join(SHAPES)}.
-"""
-_SOAK_DESCRIPTION = """\
-Whether anything grows while a run of the CPU demo's configuration goes on: memory and open files
-of each of its processes, its files in shared memory. Ends with 1 where the run dies.
-"""
-_SOAK_EXAMPLES = """\
-examples:
-  primezero bench soak --json soak.json
-  primezero bench soak --minutes 240 --model models/tiny-0
-"""
-_CHAOS_DESCRIPTION = """\
-A run of the CPU demo's configuration whose processes are killed and stopped at random moments of
-a seed, and an audit of what became of its work. Ends with 1 where anything acknowledged was lost
-or trained on twice, or where the run did not finish.
-"""
-_CHAOS_EXAMPLES = """\
-examples:
-  primezero bench chaos --json chaos.json
-  primezero bench chaos --steps 240 --hits 40 --seed 1 --folder chaos-1
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class _Benchmark:
-    """run: given the settings and who is told what is being done; the report, and what should not have come out"""
-
-    name: str
-    explained: str
-    settings: type
-    run: Callable[[Any, Callable[[str], None]], tuple[Report, list[str]]]
-    description: str
-    examples: str
-
-
-def _faultless(bench: Callable[..., Report]) -> Callable[..., tuple[Report, list[str]]]:
-    return lambda settings, say: (bench(settings, say), [])
-
-
 _BENCHMARKS = (
-    _Benchmark(
-        "sync",
-        "weights into a running engine",
-        SyncSettings,
-        _faultless(bench_sync),
-        _SYNC_DESCRIPTION,
-        _SYNC_EXAMPLES,
-    ),
-    _Benchmark(
-        "soak",
-        "what grows in a long run",
-        SoakSettings,
-        _faultless(bench_soak),
-        _SOAK_DESCRIPTION,
-        _SOAK_EXAMPLES,
-    ),
-    _Benchmark(
-        "chaos",
-        "a run whose processes are killed",
-        ChaosSettings,
-        bench_chaos,
-        _CHAOS_DESCRIPTION,
-        _CHAOS_EXAMPLES,
-    ),
+    rollout.BENCHMARK,
+    learner.BENCHMARK,
+    wire.BENCHMARK,
+    sync.BENCHMARK,
+    e2e.BENCHMARK,
+    soak.BENCHMARK,
+    chaos.BENCHMARK,
 )
 
 
@@ -129,7 +61,7 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
-def _run(benchmark: _Benchmark, options: argparse.Namespace, overrides: Sequence[str]) -> None:
+def _run(benchmark: Benchmark, options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         raise ConfigError(
             f"{overrides[0]}: a benchmark has no configuration; `primezero bench {benchmark.name} --help` lists all"

@@ -39,6 +39,8 @@ SHAPES = {
 FIRST_TOKEN = 3  # those before are padding, begin and end
 _CONTEXT = 32768
 _EOS = 2
+# With so many the environment's prompts are as long as a real model's tokenizer makes them, some 140 tokens.
+_TOKENIZER_TOKENS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +134,7 @@ def _add_tokenizer(folder: Path, environment: EnvironmentConfig, vocabulary: int
     from launch.tiny_tokenizer import new_tokenizer
     from rollout.environment import make_environment
 
-    tokenizer = new_tokenizer(make_environment(environment), vocabulary, _CONTEXT)
+    tokenizer = new_tokenizer(make_environment(environment), min(vocabulary, _TOKENIZER_TOKENS), _CONTEXT)
     if len(tokenizer) > vocabulary:
         raise ConfigError(f"--vocabulary {vocabulary} is too small for the prompts: {len(tokenizer)} at least")
     tokenizer.save_pretrained(folder)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
+from launch.bench.benchmark import Benchmark, faultless
 from launch.bench.growth import Sample, growth_results
 from launch.bench.report import Report, Result, machine
 from launch.bench.settings import setting
@@ -103,3 +104,20 @@ def _watch(settings: SoakSettings, run: StartedRun, place: Workplace, say: Say) 
 def _check_alive(run: StartedRun, place: Workplace) -> None:
     if (code := run.process.poll()) is not None:
         raise PrimezeroError(f"the run ended by itself, with exit code {code}:\n{last_lines(place.output)}")
+
+
+BENCHMARK = Benchmark(
+    "soak",
+    "what grows in a long run",
+    SoakSettings,
+    faultless(bench_soak),
+    description="""\
+Whether anything grows while a run of the CPU demo's configuration goes on: memory and open files
+of each of its processes, its files in shared memory. Ends with 1 where the run dies.
+""",
+    examples="""\
+examples:
+  primezero bench soak --json soak.json
+  primezero bench soak --minutes 240 --model models/tiny-0
+""",
+)

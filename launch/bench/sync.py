@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from launch.bench.arrivals import Cost, sync_cost
+from launch.bench.benchmark import MODELS, Benchmark, faultless
 from launch.bench.engines import MODES, TRANSPORTS, Sent, SyncedEngine
 from launch.bench.generation import Generation
 from launch.bench.models import BenchModel, bench_model, parameter_count
@@ -251,3 +252,22 @@ def _mode_results(rounds: Sequence[Round], nbytes: int, prompt_tokens: int) -> l
         Result("tokens_per_s", median(lambda r: r.cost.rate), "tokens/s"),
         Result("context", median(lambda r: r.cost.context + prompt_tokens), "tokens"),
     ]
+
+
+BENCHMARK = Benchmark(
+    "sync",
+    "weights into a running engine",
+    SyncSettings,
+    faultless(bench_sync),
+    description="""\
+What putting new weights into a running engine costs: bytes, calls, seconds of each phase, a plain
+copy of the same bytes, and what the generation loses. docs/benchmarks.md explains every figure.
+""",
+    examples=f"""\
+examples:
+  primezero bench sync --json sync.json
+  primezero bench sync --model models/some-instruct-model --modes keep --requests 64
+
+{MODELS}
+""",
+)

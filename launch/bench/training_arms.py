@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class BareLoop(PlainLoop):
     def __init__(self, folder: Path, dtype: str, config: LearnerConfig, batch: TrainingBatch) -> None:
         super().__init__(folder, dtype, config, attention=PACKED_ATTENTION)
         micro_batches = [micro_batch.to(self.device) for micro_batch in plan_of(batch, config).ranks[0]]
-        self._losses = [lambda micro_batch=m: self._loss(micro_batch) for m in micro_batches]
+        self._losses = [partial(self._loss, micro_batch) for micro_batch in micro_batches]
 
     def train(self) -> None:
         """One step on the batch."""
@@ -93,6 +94,12 @@ class PaddedLoop(PlainLoop):
         self._tokens = int(batch.response_lengths.sum())
         self.size = 1
 
+    @property
+    def padded_tokens(self) -> int:
+        """What goes through the model in a step, padding included."""
+        lengths = self._batch.prompt_lengths + self._batch.response_lengths
+        return sum(int(part.max()) * len(part) for part in lengths.split(self.size))
+
     def choose_size(self, sizes: Sequence[int]) -> None:
         """The fastest of `sizes` rows at a time, of one step each after one that warms up."""
 
@@ -107,7 +114,7 @@ class PaddedLoop(PlainLoop):
         """One step on the batch."""
         rows = list(zip(self._batch.rows(), self._batch.advantages, strict=True))
         parts = [rows[i : i + self.size] for i in range(0, len(rows), self.size)]
-        self.step([lambda part=part: self._loss(part) for part in parts])
+        self.step([partial(self._loss, part) for part in parts])
 
     def _loss(self, rows: Sequence[tuple[tuple[Tensor, Tensor], Tensor]]) -> Tensor:
         ids = pad_sequence([torch.cat(pair) for pair, _ in rows], batch_first=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from launch.bench.models import FIRST_TOKEN
 from learner.batch import TrainingBatch
 
+_DIGITS = 64  # ids that prompts are numbered with, two for each
 _LONGEST = 4  # times the median: the limit that cuts a response off
 
 
@@ -42,6 +44,37 @@ def made_batch(
         advantages=_float32(random.normal(size=rows)),
         row_weights=torch.ones(rows),
     )
+
+
+def shared_batch(
+    *, prompts: int, attempts: int, prompt_tokens: int, response_tokens: int, spread: float, vocabulary: int
+) -> TrainingBatch:
+    """`attempts` random responses to each of `prompts` random prompts; lengths as in `made_batch`."""
+    batch = made_batch(
+        rows=prompts * attempts,
+        distinct=prompts * attempts,
+        prompt_tokens=prompt_tokens,
+        response_tokens=response_tokens,
+        spread=spread,
+        vocabulary=vocabulary,
+    )
+    rows = batch.rows()
+    shared = [(rows[row - row % attempts][0], response) for row, (_, response) in enumerate(rows)]
+    return replace(
+        batch,
+        prompt_lengths=torch.tensor([len(prompt) for prompt, _ in shared]),
+        token_ids=torch.cat([part for pair in shared for part in pair]),
+    )
+
+
+def with_own_prompts(batch: TrainingBatch) -> TrainingBatch:
+    """The same rows, but that each prompt differs from all others in its last two tokens."""
+    token_ids = batch.token_ids.clone()
+    ends = torch.cumsum(batch.prompt_lengths + batch.response_lengths, 0) - batch.response_lengths
+    for row, end in enumerate(ends.tolist()):
+        begin = end - min(2, int(batch.prompt_lengths[row]))
+        token_ids[begin:end] = torch.tensor([row // _DIGITS, row % _DIGITS])[begin - end :]
+    return replace(batch, token_ids=token_ids)
 
 
 def _lengths(count: int, median: int, spread: float) -> list[int]:

@@ -75,15 +75,15 @@ def layer_activations(model: ModelSizes, *, tokens: int, item: int, attention_co
 def logit_memory(model: ModelSizes, *, tokens: int, item: int, chunk_bytes: int) -> int:
     """Chunks of logits alive together in the backward pass of learner/logprobs.py.
 
-    All logits, where they fit into one chunk: kept, copied, and their probabilities. Otherwise a new chunk's logits
-    beside the log-probabilities and probabilities of the chunk before. In half precision also their product before it
-    becomes float32, and its gradient.
+    All logits, where they fit into one chunk: kept, copied, and their probabilities; in half precision also their
+    product before it becomes float32, and its gradient. Otherwise a chunk's log-probabilities and probabilities, and
+    their gradient in half precision.
     """
     halves = 1 if item < FLOAT32 else 0
     whole = tokens * model.vocabulary * FLOAT32
     if whole <= chunk_bytes:
         return whole * (6 + halves) // 2
-    return max(chunk_bytes, FLOAT32 * max(tokens, model.vocabulary)) * (3 + halves)
+    return max(chunk_bytes, FLOAT32 * max(tokens, model.vocabulary)) * (4 + halves) // 2
 
 
 def _norm(tokens: int, width: int, item: int) -> int:

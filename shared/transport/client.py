@@ -11,11 +11,12 @@ import zmq.asyncio
 from zmq.utils.monitor import parse_monitor_message
 
 from shared.errors import HandshakeError, MessageError, StreamTimeoutError
-from shared.messages import Closed, Frame, Message, decode
+from shared.messages import Closed, Message, decode
+from shared.ticket_wire import Frame
 from shared.transport.security import ClientKeys, needs_keys
 from shared.transport.sockets import set_up
 
-COPY_THRESHOLD = 65536
+COPY_THRESHOLD = zmq.COPY_THRESHOLD
 UNSENT_MESSAGES = 1000
 # A connection may break within a handshake, and a tunnel accept it while the learner is away; but not for so long.
 HANDSHAKE_PATIENCE_S = 30.0
@@ -53,8 +54,9 @@ class StreamClient:
         self._socket.connect(endpoint)
 
     async def send(self, frames: Sequence[Frame]) -> None:
-        """Send encoded frames; buffers above 64 KiB are not copied."""
-        await self._socket.send_multipart(frames, copy=sum(map(len, frames)) < COPY_THRESHOLD)
+        """Send encoded frames; those of COPY_THRESHOLD bytes or more are not copied, and may not change any more."""
+        # copy=False leaves it to pyzmq to decide frame by frame, which takes time where all are small.
+        await self._socket.send_multipart(frames, copy=max(map(len, frames)) < COPY_THRESHOLD)
 
     async def receive(self, timeout_s: float | None = None) -> Message:
         """The next message from the learner.

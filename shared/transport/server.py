@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from shared.errors import MessageError
-from shared.messages import MAX_FRAMES, Frame, Message, Refused, decode, encode
+from shared.messages import MAX_FRAMES, Message, Refused, decode, encode
+from shared.ticket_wire import Frame
 from shared.transport.rejections import Rejections, printable
 from shared.transport.security import Guard, ServerKeys, cannot_listen, check_private, needs_keys
 from shared.transport.sockets import set_up
@@ -23,7 +24,7 @@ TICK_S = 1.0
 UNSENT_MESSAGES = 1000
 UNREAD_MESSAGES = 1000
 # Between two rounds of sending: nobody who floods the socket keeps the others from being answered.
-MESSAGES_AT_ONCE = 100
+FRAMES_AT_ONCE = 256
 
 log = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ class StreamServer:
         self._on_failure = on_failure
         self._on_gone = on_gone
         self._on_tick = on_tick
+        self._max_message_bytes = max_message_bytes
+        self._cpu_s = 0.0
         self._outbox: queue.SimpleQueue[tuple[bytes, list[Frame]]] = queue.SimpleQueue()
         self._closing = False
         self._ended = False
@@ -97,13 +100,25 @@ class StreamServer:
         """What was refused or dropped, by reason."""
         return self._rejections.counts
 
+    @property
+    def cpu_s(self) -> float:
+        """CPU seconds of the I/O thread up to now; without ZeroMQ's own, which writes to and reads from the kernel."""
+        return self._cpu_s
+
     def send(self, peer: bytes, message: Message) -> None:
         """Queue a message for a peer; from any thread. That it cannot be sent is no error, but told to `on_gone`.
 
         Once the server has failed or is closed, messages go nowhere.
         """
         self._outbox.put((peer, encode(message)))
-        self._wake_up()
+        if threading.current_thread() is not self._thread:  # which sends by itself what it has queued
+            self._wake_up()
+
+    def refuse(self, peer: bytes, errors: Sequence[MessageError]) -> None:
+        """Count each fault of a message by its kind, and answer with the first; on the I/O thread."""
+        for error in errors:
+            self.count(str(error).partition(":")[0], f"{error}, from peer {peer.hex()}")
+        self.send(peer, Refused(printable(str(errors[0]))))
 
     def count(self, reason: str, detail: str = "") -> None:
         """One more in `rejected`, logged with its detail; on the I/O thread."""
@@ -131,12 +146,14 @@ class StreamServer:
                 ready = dict(poller.poll(round(1000 * TICK_S)))
                 if self._wake in ready:
                     os.eventfd_read(self._wake)
-                    self._flush()
                     if self._closing:
+                        self._flush()
                         break
                 self._guard.attend()
                 if self._socket in ready:
                     self._receive()
+                self._flush()
+                self._cpu_s = time.thread_time()
                 if time.monotonic() - ticked >= TICK_S:
                     self._on_tick()
                     ticked = time.monotonic()
@@ -164,24 +181,29 @@ class StreamServer:
                 self._on_gone(peer)
 
     def _receive(self) -> None:
-        for _ in range(MESSAGES_AT_ONCE):
+        read = 0
+        while read < FRAMES_AT_ONCE:
             try:
-                peer, frames = self._read()
+                peer, frames, size = self._read()
             except zmq.Again:
                 return
+            read += 1 + len(frames)
             try:
+                if size > self._max_message_bytes:
+                    raise MessageError(f"a message of more than stream.max_message_mib: {size} bytes")
                 message, buffers = decode(frames)
                 self._handler(peer, message, buffers)
             except MessageError as error:
-                self.count(str(error).partition(":")[0], f"{error}, from peer {peer.hex()}")
-                self.send(peer, Refused(printable(str(error))))
+                self.refuse(peer, [error])
 
-    def _read(self) -> tuple[bytes, list[Frame]]:
-        """A peer and the frames of a message, of endlessly many just enough to see that they are too many."""
+    def _read(self) -> tuple[bytes, list[Frame], int]:
+        """A peer, the frames of a message, not copied, and their bytes; of too much, just enough to see that."""
         peer = frame = self._socket.recv(zmq.NOBLOCK, copy=False)
         frames: list[Frame] = []
+        size = 0
         while frame.more:
             frame = self._socket.recv(zmq.NOBLOCK, copy=False)
-            if len(frames) <= MAX_FRAMES:
+            size += len(frame)
+            if len(frames) <= MAX_FRAMES and size <= self._max_message_bytes:
                 frames.append(frame.buffer)
-        return peer.bytes, frames
+        return peer.bytes, frames, size

@@ -11,7 +11,8 @@ import pytest
 from characters import CharacterChat
 
 import launch.train
-from launch.train import check_held_out, check_lengths, seed_stages, train
+from launch.beginnings import seed_stages
+from launch.train import check_held_out, check_lengths, train
 from rollout.environment import make_environment
 from shared.config import Config
 from shared.config_file import load_config

@@ -17,7 +17,8 @@ from shared.episodes import Task
 from shared.errors import JournalError
 
 SEEDS = {task: [make_problem(f"key {i}", task) for i in range(5)] for task in Task}
-EVENTS = ["join", "fail", "vanish", "bring_up", "close", "close", "close", "close", "close_again", "train", "save"]
+EVENTS = ["join", "fail", "vanish", "bring_up", "close", "close", "close_several", "close_again", "train", "save"]
+ODDS = {"join": 1, "fail": 1, "bring_up": 3, "close": 20, "close_several": 3, "train": 5, "save": 1, "crash": 0.4}
 STALENESS = [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
 
 
@@ -44,9 +45,7 @@ def test_a_long_run_that_crashes_again_and_again(tmp_path, max_staleness, every)
     rng = random.Random(every)
     run = CrashingRun(SEEDS, tmp_path, max_staleness=max_staleness, every=every)
     for _ in range(1500):
-        event = rng.choices(["join", "fail", "bring_up", "close", "train", "save", "crash"], [1, 1, 3, 30, 5, 1, 0.4])[
-            0
-        ]
+        (event,) = rng.choices(list(ODDS), list(ODDS.values()))
         getattr(run, event)(rng.randrange(6))
     run.finish(len(run.batches) + 1)
     run.check()

@@ -35,7 +35,9 @@ def test_a_read_is_found(read):
 def test_what_needs_no_read_is_not_taken_for_one():
     x = torch.tensor([2, 1, 2])
     with HostReads() as reads:
-        torch.zeros_like(x).index_add_(0, x, x[x].masked_fill(x > 1, 0)).repeat_interleave(torch.ones_like(x), output_size=3)
+        torch.zeros_like(x).index_add_(0, x, x[x].masked_fill(x > 1, 0)).repeat_interleave(
+            torch.ones_like(x), output_size=3
+        )
         torch.zeros_like(x).scatter_add_(0, x, x.cumsum(0))
     assert reads.found == []
 

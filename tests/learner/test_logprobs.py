@@ -18,8 +18,9 @@ def inputs(dtype=torch.float32, tokens=23):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 700, 3000, 4000])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_values_and_gradients_equal_the_plain_computation(chunk_bytes, temperature):
-    hidden, head, targets, weights = inputs()
+@pytest.mark.parametrize("tokens", [1, 23])
+def test_values_and_gradients_equal_the_plain_computation(chunk_bytes, temperature, tokens):
+    hidden, head, targets, weights = inputs(tokens=tokens)
     expected = plain(hidden, head, targets, temperature)
     expected_grads = torch.autograd.grad((torch.stack(expected) * weights).sum(), (hidden, head))
     found = token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=chunk_bytes)
@@ -95,6 +96,25 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits():
         )
         (logprobs.sum() + entropy.sum()).backward()
     assert 0 < watch.elements <= chunk * vocabulary
+
+
+@pytest.mark.parametrize("vocabulary", [512, 8192])
+def test_memory_does_not_follow_the_vocabulary(vocabulary):
+    """By the allocator's account: two chunks, what is as long as the tokens, and the head's gradient."""
+    tokens, width, chunk_bytes = 256, 8, 2**18
+    hidden = torch.randn(tokens, width).requires_grad_()
+    head = torch.randn(vocabulary, width).requires_grad_()
+    targets = torch.zeros(tokens, dtype=torch.int64)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as recorded:
+        logprobs, entropy = token_logprobs(hidden, head, targets, temperature=0.9, chunk_bytes=chunk_bytes)
+        (logprobs.sum() + entropy.sum()).backward()
+    held = most = 0
+    for event in sorted(recorded.profiler.kineto_results.events(), key=lambda e: e.start_ns()):
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    beside_the_head = most - head.nbytes
+    assert chunk_bytes < beside_the_head < 2.5 * chunk_bytes
 
 
 def test_no_tokens_give_zero_gradients():

@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -6,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from learner.attention import Run
 from learner.batch import TrainingBatch
-from learner.packing import deal_out, merge_rows, pack, plan_step
+from learner.packing import deal_out, group_rows, pack, plan_step, split
 from shared.config import MAX_STALENESS
 from shared.episodes import Episode, Role, Task, Verdict, VersionSpan
 
@@ -33,36 +35,54 @@ rows = st.lists(
 )
 
 
+def contexts(micro_batch) -> list[list[int]]:
+    """For every position of the row, the token ids that it attends to, its own last; checks positions on the way."""
+    [ids], [positions], layout = micro_batch.token_ids, micro_batch.position_ids, micro_batch.layout
+    key_index = torch.arange(len(ids)) if layout.key_index is None else layout.key_index
+    sizes = [(run.queries, run.keys) for run in layout.runs for _ in range(run.count)]
+    assert [0, *accumulate(queries for queries, _ in sizes)] == layout.query_starts.tolist()
+    assert [0, *accumulate(keys for _, keys in sizes)] == layout.key_starts.tolist()
+    found: list[list[int]] = []
+    for (queries, keys), start in zip(sizes, layout.key_starts.tolist(), strict=False):
+        seen = key_index[start : start + keys]
+        assert seen[keys - queries :].tolist() == list(range(len(found), len(found) + queries))
+        for own in range(keys - queries, keys):
+            found.append(ids[seen[: own + 1]].tolist())
+    assert positions.tolist() == [len(context) - 1 for context in found]
+    return found
+
+
 @given(pairs=rows, world_size=st.integers(1, 3), max_tokens=st.integers(1, 40))
 @settings(deadline=None)
 def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_tokens):
     plan = plan_step(batch_of(pairs), world_size=world_size, max_tokens=max_tokens, averaging="token")
     assert len({len(own) for own in plan.ranks}) == 1
 
-    response_tokens = [token for _, response in pairs for token in response]
-    row_of = [row for row, (_, response) in enumerate(pairs) for _ in response]
-    seen, seen_rows = [], []
+    tokens = [(row, index) for row, (_, response) in enumerate(pairs) for index in range(len(response))]
+    seen, seen_rows, computed = [], [], 0
     for micro_batch in (m for own in plan.ranks for m in own):
-        [ids], [positions] = micro_batch.token_ids, micro_batch.position_ids
-        lengths = [
-            n
-            for count, n in zip(micro_batch.layout.counts, micro_batch.layout.lengths, strict=True)
-            for _ in range(count)
-        ]
-        assert positions.tolist() == [i for n in lengths for i in range(n)]
-        assert len(ids) <= max_tokens or len(lengths) == 1
-        assert ids[micro_batch.predicting + 1].tolist() == micro_batch.targets.tolist()
-        for source, row, logprob, staleness in zip(
-            micro_batch.source, micro_batch.rows, micro_batch.behaviour_logprobs, micro_batch.staleness, strict=True
+        read = contexts(micro_batch)
+        computed += len(read)
+        assert len(read) <= max_tokens or len(set(map(len, read))) == len(read), "several sequences are over the limit"
+        for source, row, logprob, advantage, staleness in zip(
+            micro_batch.source,
+            micro_batch.rows,
+            micro_batch.behaviour_logprobs,
+            micro_batch.advantages,
+            micro_batch.staleness,
+            strict=True,
         ):
-            index = int(-logprob)
-            assert staleness == index % 5
-            assert micro_batch.targets[source] == response_tokens[index]
-            assert row == row_of[index]
-            seen.append(index)
+            token = int(-logprob)
+            of_row, index = tokens[token]
+            prompt, response = pairs[of_row]
+            assert (row, advantage, staleness) == (of_row, of_row + 1, token % 5)
+            assert micro_batch.targets[source] == response[index]
+            assert read[micro_batch.predicting[source]] == [*prompt, *response[:index]]
+            seen.append(token)
         seen_rows.append(set(micro_batch.rows.tolist()))
-    assert sorted(seen) == list(range(len(response_tokens)))
+    assert sorted(seen) == list(range(len(tokens)))
     assert sorted(row for own in seen_rows for row in own) == list(range(len(pairs)))  # none in two micro-batches
+    assert computed == plan.forward_tokens
     weights = torch.cat([m.token_weights for own in plan.ranks for m in own])
     assert weights.sum().item() == pytest.approx(1, abs=1e-6)
 
@@ -73,26 +93,56 @@ def test_equal_rows_share_one_sequence_and_keep_their_terms():
     )
     [[micro_batch]] = plan.ranks
     assert plan.sequences == 2
-    assert plan.forward_tokens == 8
-    assert micro_batch.token_ids.tolist() == [[1, 2, 3, 4, 1, 2, 3, 4]]
-    assert micro_batch.predicting.tolist() == [1, 2, 4, 5, 6]
+    assert plan.forward_tokens == 6
+    assert micro_batch.token_ids.tolist() == [[1, 2, 3, 1, 2, 3]]
+    assert micro_batch.layout.runs == (Run(2, 3, 3),)
+    assert micro_batch.layout.key_index is None
+    assert micro_batch.predicting.tolist() == [1, 2, 3, 4, 5]
     assert micro_batch.targets.tolist() == [3, 4, 2, 3, 4]
     assert micro_batch.source.tolist() == [0, 1, 0, 1, 2, 3, 4]
     assert micro_batch.advantages.tolist() == [1, 1, 3, 3, 2, 2, 2]
     assert micro_batch.rows.tolist() == [0, 0, 2, 2, 1, 1, 1]
-    assert micro_batch.staleness.tolist() == [0, 1, 0, 1, 2, 3, 4]
+    assert micro_batch.staleness.tolist() == [0, 1, 5 % 5, 6 % 5, 2, 3, 4]
+
+
+def test_responses_share_their_prompt():
+    pairs = [([1, 2, 3], [4, 5]), ([1, 2, 3], [6, 7, 8]), ([1, 2, 3], [4, 5]), ([1, 2, 3], [9])]
+    plan = plan_step(batch_of(pairs), world_size=1, max_tokens=99, averaging="token")
+    [[micro_batch]] = plan.ranks
+    assert (plan.sequences, plan.forward_tokens) == (3, 6)
+    assert micro_batch.token_ids.tolist() == [[1, 2, 3, 6, 7, 4]]
+    assert micro_batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 3]]
+    assert micro_batch.layout.runs == (Run(1, 3, 3), Run(1, 2, 5), Run(1, 1, 4))
+    assert micro_batch.layout.key_index.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5]
+    assert micro_batch.targets.tolist() == [6, 7, 8, 4, 5, 9]
+    assert micro_batch.predicting.tolist() == [2, 3, 4, 2, 5, 2]
 
 
 def test_a_prompt_and_response_cut_elsewhere_is_another_sequence():
-    assert len(merge_rows(batch_of([([1, 2], [3]), ([1], [2, 3])]))) == 2
+    assert len(group_rows(batch_of([([1, 2], [3]), ([1], [2, 3])]))) == 2
+
+
+def test_a_prompt_with_more_responses_than_fit_is_repeated():
+    [group] = group_rows(batch_of([([0] * 10, [n] * 4) for n in range(5)]))
+    parts = split(group, 17)
+    assert [part.tokens for part in parts] == [16, 16, 13]
+    assert [response.rows for part in parts for response in part.responses] == [(0,), (1,), (2,), (3,), (4,)]
+    assert [part.tokens for part in split(group, 5)] == [13] * 5
 
 
 def test_ranks_get_equal_work():
     g = np.random.default_rng(0)
     pairs = [(g.integers(0, 9, 10), g.integers(0, 9, g.integers(1, 90))) for _ in range(200)]
-    parts = deal_out(merge_rows(batch_of(pairs)), 4)
-    loads = [sum(s.tokens for s in part) for part in parts]
+    parts = deal_out(group_rows(batch_of(pairs)), 4)
+    loads = [sum(group.tokens for group in part) for part in parts]
     assert max(loads) - min(loads) <= 15
+
+
+def test_ranks_get_equal_work_of_a_single_prompt():
+    pairs = [([1] * 10, [2, n, *[3] * 30]) for n in range(256)]
+    plan = plan_step(batch_of(pairs), world_size=4, max_tokens=9999, averaging="token")
+    loads = [sum(m.token_ids.shape[1] for m in own) for own in plan.ranks]
+    assert max(loads) < 1.1 * min(loads)
 
 
 def test_a_rank_without_work_runs_one_without_weight():
@@ -100,12 +150,13 @@ def test_a_rank_without_work_runs_one_without_weight():
     idle = plan.ranks[2][0]
     assert [len(own) for own in plan.ranks] == [1, 1, 1]
     assert len(idle.token_weights) == len(idle.source) == len(idle.rows) == 0
-    assert idle.token_ids.shape == (1, 2)
+    assert idle.token_ids.shape == (1, 1)
+    assert len(idle.predicting) == 1
 
 
 def test_packs_hold_at_most_max_tokens_and_never_cut():
-    sequences = merge_rows(batch_of([([0] * 10, [1] * n) for n in (30, 10, 9, 1)]))
-    assert [[s.tokens for s in p] for p in pack(sequences, 31)] == [[40], [20], [19, 11]]
+    groups = group_rows(batch_of([([n] * 10, [1] * (n + 1)) for n in (30, 10, 9, 1)]))
+    assert [[group.tokens for group in p] for p in pack(groups, 31)] == [[40], [20], [19, 11]]
 
 
 def test_mini_batches_spread_every_prompt_and_lose_no_row():

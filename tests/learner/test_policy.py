@@ -63,8 +63,9 @@ def test_update_equals_plain_pytorch(model_folder, zero_stage, max_tokens):
 def test_every_setting_of_the_loss_equals_plain_pytorch(model_folder, reference_folder, changes):
     config = CONFIG.model_copy(update={"max_tokens": 40, "reference_model": reference_folder, **changes})
     policy, plain = make_policy(model_folder, config), PlainPyTorch(model_folder, config)
-    batch = random_batch(rows=14, copies=2)
+    batch = random_batch(rows=24, copies=2, responses=4)
     metrics, norm = policy.train(batch), plain.train(batch)
+    assert metrics.forward_tokens < (batch.prompt_lengths + batch.response_lengths).sum() / 2 - 9, "nothing was shared"
     assert metrics.gradient_norm == pytest.approx(norm, rel=1e-6)
     assert_same_update(gradients_of(policy), weights_of(policy), plain)
 
@@ -103,7 +104,7 @@ def test_merged_rows_give_the_gradient_of_separate_rows(model_folder):
     metrics = policy.train(batch)
     plain.train(batch)
     assert metrics.unique_rows == pytest.approx(4 / 24)
-    assert metrics.forward_tokens == (batch.prompt_lengths + batch.response_lengths).sum() / 6
+    assert metrics.forward_tokens == (batch.prompt_lengths + batch.response_lengths - 1).sum() / 6
     assert_same_update(gradients_of(policy), weights_of(policy), plain)
 
 
@@ -217,7 +218,7 @@ def test_metrics_describe_the_batch(model_folder, reference_folder):
         },
         reference_kl=(torch.exp(-d) - 1 + d).mean(),
         tokens=len(logprobs),
-        forward_tokens=int((batch.prompt_lengths + batch.response_lengths).sum()) // 2,
+        forward_tokens=int((batch.prompt_lengths + batch.response_lengths - 1).sum()) // 2,
         unique_rows=0.5,
         lr=1e-3,
         largest_advantage=batch.advantages.abs().max(),

@@ -11,7 +11,19 @@ from simulated_run import SimulatedRun
 from shared.episodes import Task
 
 SEEDS = {task: [make_problem(f"key {i}", task) for i in range(5)] for task in Task}
-EVENTS = ["join", "fail", "vanish", "cut", "reconnect", "give_up", "bring_up", *["close"] * 4, "close_again", "train"]
+EVENTS = [
+    "join",
+    "fail",
+    "vanish",
+    "cut",
+    "reconnect",
+    "give_up",
+    "bring_up",
+    *["close"] * 3,
+    "close_several",
+    "close_again",
+    "train",
+]
 STALENESS = [(0, 1), (1, 1), (1, 2), (2, 1), (2, 2), (2, 3)]
 
 

@@ -119,6 +119,9 @@ def test_a_run_to_its_end_sends_its_workers_home(make_run):
     assert all(
         record["workers"] == {"workers_joined": 0, "workers_lost": 0, "tickets_reissued": 0} for record in records
     )
+    streams = [record["stream"] for record in records]
+    assert sum(stream["tickets"] for stream in streams) == sum(stream["messages"] for stream in streams) == 24
+    assert all(stream["bytes"] >= 100 * stream["tickets"] and stream["cpu_s"] > 0 for stream in streams)
     assert [e["version"] for e in run.records("evaluations")] == [0, 2, 4]
     until(lambda: worker.sent_home)
 

@@ -40,7 +40,7 @@ class Setup:
 
         def send() -> None:
             worker.join()
-            until(lambda: self.pool._server.send(known.peer, msg.Ack(0)) or known.gone is not None)
+            until(lambda: self.pool._server.send(known.peer, msg.Ack((0,))) or known.gone is not None)
             self.clock.pass_by(RECONNECT_S, self.pool)
             self.pool._sweep()
 

@@ -1,14 +1,20 @@
 """The pool over real sockets, with workers that speak the protocol but have no engine."""
 
+import errno
+import os
 import time
+from dataclasses import replace
 
 import pytest
-from fake_worker import FakeWorker, make_pool, until
+from factories import make_closed
+from fake_worker import LINEAGE, FakeWorker, make_pool, until
 
+from learner.journal import Journal, Took
 from learner.parity import check_parity
 from learner.worker_pool import WorkerPool
 from shared import messages as msg
-from shared.errors import StreamTimeoutError, WeightSyncError
+from shared.episodes import TicketId
+from shared.errors import JournalError, StreamTimeoutError, WeightSyncError
 
 
 @pytest.fixture
@@ -111,6 +117,68 @@ def test_a_forged_ticket_is_refused_and_the_batch_is_unharmed(pools):
     worker.leave()
 
 
+def test_a_bad_ticket_in_a_message_costs_only_itself(pools, tmp_path):
+    journal = Journal(tmp_path / "journal")
+    pool, endpoint = pools(journal=journal, lineage=LINEAGE)
+    worker = joined(pool, endpoint)
+    pool.open_through(0, 9)
+    tickets = worker.get(msg.Work).tickets
+    good = [make_closed(ticket) for ticket in tickets]
+    forged = replace(good[1], solve_rate=1.0)
+    old = replace(good[0], id=TicketId(LINEAGE - 1, 0, 0))
+    worker.close_tickets(good[0], forged, good[2], good[0], old, good[3])
+    assert "where the attempts come to" in worker.get(msg.Refused).reason
+    assert worker.get(msg.Ack).sequences == (0, 2, 3, 5)
+    assert pool._collector.progress(0) == (3, 6)
+    assert pool.rejected == {
+        "a solve rate that is not the attempts'": 1,
+        "a closed ticket of an earlier lineage": 1,
+    }
+    taken = [record for _, record in journal.records() if isinstance(record, Took)]
+    assert [(record.id, record.worker) for record in taken] == [(good[i].id, "rollout-0") for i in (0, 2, 3)]
+    assert [record.closed(100).problem for record in taken] == [good[i].problem for i in (0, 2, 3)]
+    worker.close_tickets(good[1], good[4], good[5])
+    assert worker.get(msg.Ack).sequences == (6, 7, 8)
+    batch = pool.wait_for_batch(0)
+    assert [ticket.id for ticket in batch.tickets] == [ticket.id for ticket in tickets]
+    cost = pool.stream_cost()
+    assert (cost.tickets, cost.messages) == (9, 2)
+    assert cost.bytes > 9 * 100
+    assert cost.cpu_s > 0
+    assert (pool.stream_cost().tickets, pool.stream_cost().bytes) == (0, 0)
+    worker.leave()
+
+
+def test_nothing_of_a_message_is_acknowledged_or_taken_that_could_not_be_written(pools, tmp_path, monkeypatch):
+    journal = Journal(tmp_path / "journal")
+    pool, endpoint = pools(journal=journal, lineage=LINEAGE)
+    worker = joined(pool, endpoint)
+    pool.open_through(0, 9)
+    tickets = worker.get(msg.Work).tickets
+    worker.close_tickets(*map(make_closed, tickets[:2]))
+    assert worker.get(msg.Ack).sequences == (0, 1)
+    written = os.pwritev
+    calls = []
+
+    def full(file, pieces, offset):
+        """A disk that takes a part, in the middle of the second ticket, and then no more."""
+        calls.append(offset)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, "no space")
+        return written(file, [*pieces[:4], bytes(pieces[4])[:3]], offset)
+
+    monkeypatch.setattr("learner.journal.os.pwritev", full)
+    end = journal.end
+    worker.close_tickets(*map(make_closed, tickets[2:]))
+    with pytest.raises(JournalError, match="cannot be written"):
+        pool.wait_for_batch(0)
+    assert worker.inbox.empty()
+    assert len(calls) == 2
+    assert pool._collector.progress(0) == (2, 6)
+    assert journal.end == end == (tmp_path / "journal").stat().st_size
+    worker.leave()
+
+
 def test_a_ticket_sampled_by_weights_that_are_not_proven_is_refused(pools):
     pool, endpoint = pools(**{"selfplay.max_staleness": 1})
     worker = joined(pool, endpoint)
@@ -134,7 +202,7 @@ def test_a_ticket_that_another_worker_was_given_is_refused(pools):
     assert "not given" in first.get(msg.Refused).reason
     first.close_ticket(ticket)
     first.close_ticket(ticket, correct=2)  # sent again: acknowledged, and dropped
-    assert [first.get(msg.Ack).sequence for _ in range(2)] == [1, 2]
+    assert [first.get(msg.Ack).sequences for _ in range(2)] == [(1,), (2,)]
     first.leave()
     second.leave()
 

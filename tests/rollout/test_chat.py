@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from launch.tiny_model import TinyModelSettings, make_tiny_model
@@ -95,3 +96,12 @@ def test_a_template_that_cannot_be_used_is_a_model_folder_error(folder, tmp_path
     (base / "chat_template.jinja").write_text("{% for message in %}")
     with pytest.raises(ModelFolderError, match=r"the chat template in .* cannot be used"):
         ChatTokenizer.from_folder(base)
+
+
+def test_a_prompt_that_comes_again_is_the_same_array_and_cannot_be_changed(chat):
+    first = chat.prompt("Find y with 3")
+    assert chat.prompt("Find y with 3") is first
+    assert first.dtype == np.int32
+    assert chat.prompt_ids("Find y with 3") == first.tolist()
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = 1

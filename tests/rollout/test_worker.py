@@ -14,6 +14,7 @@ from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import Task, Ticket, TicketId
 from shared.errors import EngineError, SentAwayError, WorkerFailedError
+from shared.ticket_wire import TicketFrame, TicketHeader
 
 LINEAGE = 4
 PROBE = (1, 2, 3)
@@ -21,14 +22,24 @@ SCORED = msg.UpdateFinished((-1.0, -1.0), 0.01)
 
 
 class ScriptedLearner:
-    """The worker's client: what the learner sends is put in `inbox`, what the worker sends stands in `sent`."""
+    """The worker's client: what the learner sends is put in `inbox`, what the worker sends stands in `sent`.
+
+    Of closed tickets that is their headers; `messages` says how many came together.
+    """
 
     def __init__(self) -> None:
+        self.messages: list[int] = []
         self.inbox: asyncio.Queue = asyncio.Queue()
         self.sent: asyncio.Queue = asyncio.Queue()
 
     async def send(self, frames) -> None:
-        await self.sent.put(msg.decode(frames)[0])
+        message, tickets = msg.decode(frames)
+        if isinstance(message, msg.Closed):
+            self.messages.append(len(tickets))
+            for ticket in tickets:
+                await self.sent.put(TicketFrame.read(ticket).header)
+        else:
+            await self.sent.put(message)
 
     async def receive(self, timeout_s=None):
         return await asyncio.wait_for(self.inbox.get(), timeout_s)
@@ -173,7 +184,7 @@ async def test_no_ticket_leaves_between_new_weights_and_the_proof_that_they_are_
     await learner.inbox.put(msg.ProbePassed(0))  # of other weights
     assert await learner.quiet()
     await learner.inbox.put(msg.ProbePassed(1))
-    assert isinstance(await learner.next(), msg.Closed)
+    assert isinstance(await learner.next(), TicketHeader)
 
 
 async def test_weights_never_go_backwards_in_a_lineage(worker):
@@ -189,7 +200,7 @@ async def test_a_call_that_fails_is_answered_with_the_reason_and_the_worker_goes
     await learner.inbox.put(msg.Call(1, msg.StartUpdate()))
     assert await learner.next() == msg.Reply(1, msg.CallFailed("no room"))
     await learner.inbox.put(work(0))
-    assert isinstance(await learner.next(), msg.Closed)
+    assert isinstance(await learner.next(), TicketHeader)
 
 
 async def test_a_call_that_leaves_the_engine_unusable_ends_the_worker(worker):
@@ -334,7 +345,7 @@ async def test_on_a_new_connection_its_work_goes_on_and_what_is_not_acknowledged
     learner = await bring_up(worker)
     await learner.inbox.put(work(0, 1, 9))
     assert [(await learner.next()).sequence for _ in range(2)] == [0, 1]
-    await learner.inbox.put(msg.Ack(0))
+    await learner.inbox.put(msg.Ack((0,)))
     await connect_again(worker)
     await learner.inbox.put(work(2))  # before it is welcomed: meant for nobody
     await welcome(worker)
@@ -342,8 +353,8 @@ async def test_on_a_new_connection_its_work_goes_on_and_what_is_not_acknowledged
     assert (again.sequence, again.id.index) == (1, 1)
     await learner.inbox.put(work(1, 9, 3))  # two of them it has
     assert (await learner.next()).id.index == 3
-    await learner.inbox.put(msg.Ack(1))
-    await learner.inbox.put(msg.Ack(2))
+    await learner.inbox.put(msg.Ack((1,)))
+    await learner.inbox.put(msg.Ack((2,)))
     await connect_again(worker)
     await welcome(worker)
     assert await learner.quiet()

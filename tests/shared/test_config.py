@@ -60,6 +60,8 @@ def test_command_line_beats_file_beats_default(tmp_path):
         (["--run.final_evaluations", "9", "--run.steps", "10"], "final_evaluations"),
         (["--learner.zero_stage", "0", "--model.dtype", "bfloat16"], "learner.zero_stage=0 with"),
         (["learner.lr", "1"], "learner.lr"),
+        (["--stream.max_message_mib", "1", "--stream.batch_kib", "1025"], "batch_kib=1025"),
+        (["--stream.batch_ms", "-1"], "stream.batch_ms"),
         (["--environment.curriculum", "[[0, 7]]"], "curriculum"),
         (["--environment.curriculum", "[[5, 7], [5, 11]]"], "curriculum"),
         (["--environment.curriculum", "[[5, 11], [9, 7]]"], "curriculum"),

@@ -14,7 +14,10 @@ MAY_IMPORT = {
     "launch": set(PACKAGES),
 }
 ADAPTERS = {
-    "zmq": {f"shared/transport/{part}.py" for part in ("client", "security", "server", "sockets")},
+    "zmq": {
+        *(f"shared/transport/{part}.py" for part in ("client", "security", "server", "sockets")),
+        "launch/bench/raw_zmq.py",  # what the stream is measured against
+    },
     "deepspeed": {"learner/policy.py"},
     "ray": {"launch/ray_cluster.py"},
     "vllm": {

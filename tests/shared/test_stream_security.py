@@ -40,7 +40,7 @@ class Stream:
 
         def handle(peer, message, buffers):
             if isinstance(message, msg.Ack):
-                raise MessageError(f"no acks here: {message.sequence}")
+                raise MessageError(f"no acks here: {message.sequences}")
             self.inbox.put((peer, message))
 
         return StreamServer(self.endpoint, handle, max_message_bytes=MIB, on_failure=fail, keys=self.keys)

@@ -1,5 +1,6 @@
 import asyncio
 import queue
+import sys
 
 import pytest
 import zmq
@@ -61,7 +62,7 @@ async def test_nothing_to_receive_is_a_named_error(server, client):
 async def test_refused_messages_are_counted_answered_and_survived(server, client):
     await client.send([b"\xc1 not msgpack"])
     assert isinstance(await client.receive(5), msg.Refused)
-    await client.send(msg.encode(msg.Ack(1)))
+    await client.send(msg.encode(msg.Ack((1,))))
     assert await client.receive(5) == msg.Refused("no acks here")
     assert server.rejected["no acks here"] == 1
     assert sum(server.rejected.values()) == 2
@@ -113,3 +114,34 @@ async def test_a_bug_in_the_handler_is_reported(endpoint, client):
     server._thread.join(5)
     server.send(b"anybody", msg.Bye())  # nobody is there to send it, and nothing else is written to
     server.close()
+
+
+@pytest.mark.parametrize("size", [65536, 3 * 65536])
+async def test_large_frames_are_not_copied_on_either_side(endpoint, client, size):
+    ticket, small = bytes(size), bytes(100)
+    before = sys.getrefcount(ticket), sys.getrefcount(small)
+    await client.send(msg.encode_closed([ticket, small]))  # it waits: there is no learner yet
+    assert sys.getrefcount(ticket) > before[0], "ZeroMQ has the bytes themselves"
+    assert sys.getrefcount(small) == before[1], "a copy costs less than keeping account"
+    received: queue.Queue = queue.Queue()
+    server = StreamServer(
+        endpoint,
+        lambda peer, message, tickets: received.put(tickets),
+        max_message_bytes=MIB,
+        on_failure=lambda error: None,
+    )
+    tickets = await asyncio.to_thread(received.get, timeout=5)
+    assert [bytes(each) for each in tickets] == [ticket, small]
+    assert all(isinstance(each.obj, zmq.Frame) for each in tickets), "views of ZeroMQ's memory"
+    server.close()
+
+
+async def test_a_message_that_is_too_large_in_all_its_frames_is_refused(server, client):
+    await client.send(msg.encode_closed([bytes(MIB // 2 - 100)] * 2))
+    _, message = await asyncio.to_thread(server.inbox.get, timeout=5)
+    assert isinstance(message, msg.Closed)
+    await client.send(msg.encode_closed([bytes(MIB // 2)] * 2))
+    refused = await client.receive(5)
+    assert "more than stream.max_message_mib" in refused.reason
+    assert sum(server.rejected.values()) == 1
+    await exchange(server, client)

@@ -1,0 +1,248 @@
+"""A rollout worker and a learner as a run has them, each on cores of its own, whose steps a benchmark directs.
+
+Both run what `primezero train` runs in its processes, without Ray, which only starts and watches them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
+
+from launch.bench.started_run import last_lines
+from learner.spec import LearnerSpec
+from rollout.worker import WorkerSpec
+from shared.config import Config
+from shared.errors import PrimezeroError
+from shared.processes import signal_at_parents_death
+
+if TYPE_CHECKING:
+    from learner.batch import TrainingBatch
+    from learner.ranks import Leader
+    from learner.train_metrics import TrainMetrics
+
+Cores = Collection[int]
+_LEAVE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """The learner has a batch and is about to train on it.
+
+    since: seconds from the last arrival; rows, response_tokens: of the batch
+    """
+
+    since: float
+    rows: int
+    response_tokens: int
+
+
+class SplitProcesses:
+    """The two processes. `next_batch` and `train` or `skip` in turn, `steps` times, then `finish`.
+
+    folder: for logs, records and sockets; private, with a short path
+    rollout_cores, learner_cores: which each process and all that it starts may use
+    Raises PrimezeroError, with the end of its log, when a process dies or nothing happens for `timeout_s`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        learner: LearnerSpec,
+        worker: WorkerSpec,
+        *,
+        folder: Path,
+        rollout_cores: Cores,
+        learner_cores: Cores,
+        timeout_s: float,
+    ) -> None:
+        self._folder, self._timeout_s = folder, timeout_s
+        context = multiprocessing.get_context("spawn")
+        self._director, directed = context.Pipe()
+        self._learner = context.Process(
+            target=_learner, args=(config, learner, folder / "learner.log", learner_cores, directed), name="learner"
+        )
+        self._rollout = context.Process(
+            target=_rollout, args=(config, worker, folder / "rollout.log", rollout_cores), name="rollout"
+        )
+        for process in self._processes:
+            process.start()
+        directed.close()
+
+    @property
+    def _processes(self) -> tuple[BaseProcess, BaseProcess]:
+        return self._learner, self._rollout
+
+    def next_batch(self) -> Arrival:
+        """Wait until the learner has its next batch; it waits for what it is to do with it."""
+        arrival = self._receive()
+        assert isinstance(arrival, Arrival)
+        return arrival
+
+    def train(self) -> None:
+        """The learner trains on the batch, and goes on."""
+        self._tell("train")
+
+    def skip(self) -> None:
+        """The learner goes on as if it had trained on the batch, in no time; the first batch is trained on anyway."""
+        self._tell("skip")
+
+    def train_alone(self) -> float:
+        """The learner trains on the batch while the rollout's processes are stopped, and waits; seconds."""
+        with self.stopped():
+            self._tell("measure")
+            seconds = self._receive()
+        assert isinstance(seconds, float)
+        return seconds
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """The rollout's processes are stopped meanwhile."""
+        processes = self._rollout_tree()
+        try:
+            for process in processes:
+                process.suspend()
+            yield
+        finally:
+            for process in reversed(processes):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+    def finish(self) -> None:
+        """After the last step: both leave by themselves."""
+        deadline = time.monotonic() + self._timeout_s
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.exitcode != 0:
+                raise self._failed(process)
+
+    def close(self) -> None:
+        """End whatever still runs."""
+        self._director.close()
+        tree = [*self._rollout_tree(), *_tree(self._learner)]
+        for process in tree:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(tree, _LEAVE_S)
+        for process in self._processes:
+            process.join(_LEAVE_S)
+
+    def _rollout_tree(self) -> list[psutil.Process]:
+        return _tree(self._rollout)
+
+    def _tell(self, what: Literal["train", "skip", "measure"]) -> None:
+        self._director.send(what)
+
+    def _receive(self) -> object:
+        deadline = time.monotonic() + self._timeout_s
+        while not self._director.poll(1.0):
+            for process in self._processes:
+                if process.exitcode is not None:
+                    raise self._failed(process)
+            if time.monotonic() > deadline:
+                raise PrimezeroError(f"no batch within {self._timeout_s:g} s; the logs are in {self._folder}")
+        try:
+            return self._director.recv()
+        except EOFError as error:
+            self._learner.join(_LEAVE_S)
+            raise self._failed(self._learner) from error
+
+    def _failed(self, process: BaseProcess) -> PrimezeroError:
+        log = self._folder / f"{process.name}.log"
+        how = "did not end" if process.exitcode is None else f"ended with {process.exitcode}"
+        return PrimezeroError(f"the {process.name} process {how}:\n{last_lines(log)}")
+
+
+def _tree(process: BaseProcess) -> list[psutil.Process]:
+    if process.pid is None or process.exitcode is not None:
+        return []
+    with contextlib.suppress(psutil.NoSuchProcess):
+        root = psutil.Process(process.pid)
+        return [root, *root.children(recursive=True)]
+    return []
+
+
+def _begin(log: Path, cores: Cores) -> None:
+    from launch.processes import log_to_file
+
+    signal_at_parents_death(signal.SIGKILL)
+    os.sched_setaffinity(0, cores)  # before there is any thread or child to inherit it
+    log_to_file(log)
+
+
+def _rollout(config: Config, spec: WorkerSpec, log: Path, cores: Cores) -> None:
+    _begin(log, cores)
+    sockets = log.parent / "engine"
+    sockets.mkdir(mode=0o700)
+    os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)
+    from rollout.worker import run_worker
+
+    run_worker(config, spec, lambda: None)
+
+
+def _learner(config: Config, spec: LearnerSpec, log: Path, cores: Cores, directed: Connection) -> None:
+    _begin(log, cores)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    os.environ |= {"MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(config.learner.threads)}
+    import torch
+
+    from learner.checkpoint import CheckpointStore
+    from learner.policy import Policy
+    from learner.ranks import Leader
+    from learner.trainer import Trainer
+
+    torch.set_num_threads(config.learner.threads)
+    policy = Policy(
+        config.model.path, dtype=config.model.dtype, config=config.learner, temperature=config.sampling.temperature
+    )
+    directed_policy: Any = _DirectedPolicy(Leader(policy), directed)
+    trainer = Trainer(config, spec, directed_policy, CheckpointStore(spec.checkpoints, keep=1), None)
+    try:
+        trainer.run()
+    finally:
+        trainer.close()
+
+
+class _DirectedPolicy:
+    """The policy, but that what is done with a batch is asked for; nothing is saved."""
+
+    def __init__(self, leader: Leader, directed: Connection) -> None:
+        self._leader, self._directed = leader, directed
+        self._arrived = time.perf_counter()
+        self._last: TrainMetrics | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._leader, name)
+
+    def train(self, batch: TrainingBatch) -> TrainMetrics:
+        now = time.perf_counter()
+        self._directed.send(Arrival(now - self._arrived, len(batch), len(batch.behaviour_logprobs)))
+        self._arrived = now
+        what = self._directed.recv()
+        if what == "skip" and self._last is not None:
+            return self._last
+        begin = time.perf_counter()
+        self._last = self._leader.train(batch)
+        if what == "measure":
+            self._directed.send(time.perf_counter() - begin)
+        return self._last
+
+    def save(self, folder: Path) -> None:
+        pass
+
+    def save_pretrained(self, folder: Path) -> None:
+        folder.mkdir()

@@ -1,0 +1,218 @@
+"""A closed ticket as one frame of a message, which is also what the journal keeps of it.
+
+All little-endian: the header's length (uint32), the header (msgpack), zeros up to a multiple of 4, then the arrays,
+raw: the distinct prompts' ids and the responses' ids (int32), the responses' log-probabilities (float32). Counts, sizes
+and values are checked before an array is made of them, and arrays are views of the frame; anything unexpected is a
+MessageError.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Annotated
+
+import msgspec
+import numpy as np
+
+from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, TicketId, Verdict, VersionSpan
+from shared.errors import MessageError
+
+MAX_EPISODES_PER_TICKET = 4096
+MAX_TOKENS_PER_TICKET = 2**27
+
+Frame = bytes | memoryview
+
+_LENGTH_BYTES = 4
+
+
+class EpisodeHeader(msgspec.Struct, frozen=True, array_like=True):
+    """An Episode without its arrays. prompt: index into the ticket's distinct prompts."""
+
+    role: Role
+    task: Task
+    prompt: int
+    response_tokens: int
+    spans: tuple[VersionSpan, ...]
+    truncated: bool
+    verdict: Verdict
+    reward: float
+
+
+class TicketHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A ClosedTicket without its arrays.
+
+    sequence: numbers the closed tickets of one worker incarnation, from 0
+    prompt_tokens: length of each distinct prompt, in the order of the ids
+    """
+
+    sequence: int
+    id: TicketId
+    proposed: Problem | None
+    problem: Problem
+    solve_rate: float
+    prompt_tokens: tuple[int, ...]
+    proposal: EpisodeHeader | None
+    attempts: tuple[EpisodeHeader, ...]
+    untrained_episodes: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPISODES_PER_TICKET)]
+    untrained_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS_PER_TICKET)]
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(TicketHeader)
+
+
+def encode_ticket(sequence: int, ticket: ClosedTicket) -> bytes:
+    """The frame of a closed ticket; its arrays are copied once."""
+    prompts: dict[bytes, int] = {}
+    seen: dict[int, int] = {}
+
+    def header(episode: Episode) -> EpisodeHeader:
+        prompt = seen.get(id(episode.prompt_ids))
+        if prompt is None:
+            prompt = prompts.setdefault(episode.prompt_ids.astype("<i4", copy=False).tobytes(), len(prompts))
+            seen[id(episode.prompt_ids)] = prompt
+        return EpisodeHeader(
+            episode.role,
+            episode.task,
+            prompt,
+            len(episode.response_ids),
+            episode.spans,
+            episode.truncated,
+            episode.verdict,
+            episode.reward,
+        )
+
+    proposal = None if ticket.proposal is None else header(ticket.proposal)
+    attempts = tuple(map(header, ticket.attempts))
+    head = _encoder.encode(
+        TicketHeader(
+            sequence,
+            ticket.id,
+            ticket.proposed,
+            ticket.problem,
+            ticket.solve_rate,
+            tuple(len(prompt) // 4 for prompt in prompts),
+            proposal,
+            attempts,
+            ticket.untrained_episodes,
+            ticket.untrained_tokens,
+        )
+    )
+    episodes = ticket.episodes
+    responses = [np.ascontiguousarray(episode.response_ids, "<i4").data for episode in episodes]
+    logprobs = [np.ascontiguousarray(episode.behaviour_logprobs, "<f4").data for episode in episodes]
+    length = len(head).to_bytes(_LENGTH_BYTES, "little")
+    return b"".join([length, head, bytes(-len(head) % 4), *prompts, *responses, *logprobs])
+
+
+@dataclass(slots=True)
+class TicketFrame:
+    """A closed ticket whose header has been read; its arrays, from byte `arrays` of the frame on, have not."""
+
+    header: TicketHeader
+    frame: Frame
+    arrays: int
+
+    @classmethod
+    def read(cls, frame: Frame) -> TicketFrame:
+        """Raises MessageError; what stands before its first colon is the kind of fault, of which there are few."""
+        size = len(frame)
+        length = int.from_bytes(frame[:_LENGTH_BYTES], "little")
+        end = _LENGTH_BYTES + length
+        if size < _LENGTH_BYTES or end > size:
+            raise MessageError(f"a closed ticket that is cut short: {size} bytes")
+        try:
+            header = _decoder.decode(memoryview(frame)[_LENGTH_BYTES:end])
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise MessageError(f"malformed closed ticket: {error}") from error
+        return cls(header, frame, end + -length % 4)
+
+    def closed(self, vocabulary: int) -> ClosedTicket:
+        """The closed ticket; its arrays are read-only views of the frame.
+
+        Raises MessageError when counts, sizes, spans or values do not fit together, or for an id of no token.
+        """
+        header = self.header
+        headers = header.attempts if header.proposal is None else (header.proposal, *header.attempts)
+        if not header.attempts:
+            raise MessageError("a closed ticket without attempts")
+        if not 0 <= header.solve_rate <= 1:
+            raise MessageError(f"an impossible solve rate: {header.solve_rate}")
+        if len(headers) > MAX_EPISODES_PER_TICKET:
+            raise MessageError(f"too many episodes in one ticket: {len(headers)}")
+        episodes = self._episodes(headers, vocabulary)
+        return ClosedTicket(
+            id=header.id,
+            proposal=None if header.proposal is None else episodes[0],
+            proposed=header.proposed,
+            problem=header.problem,
+            attempts=tuple(episodes[header.proposal is not None :]),
+            solve_rate=header.solve_rate,
+            untrained_episodes=header.untrained_episodes,
+            untrained_tokens=header.untrained_tokens,
+        )
+
+    def _episodes(self, headers: Sequence[EpisodeHeader], vocabulary: int) -> list[Episode]:
+        lengths = [h.response_tokens for h in headers]
+        prompt_tokens, response_tokens = _total(self.header.prompt_tokens), _total(lengths)
+        expected = self.arrays + 4 * (prompt_tokens + 2 * response_tokens)
+        if len(self.frame) != expected:
+            raise MessageError(f"arrays of another size than announced: {len(self.frame)} bytes instead of {expected}")
+        ids = np.frombuffer(self.frame, "<i4", prompt_tokens + response_tokens, self.arrays)
+        logprobs = np.frombuffer(self.frame, "<f4", response_tokens, self.arrays + ids.nbytes)
+        if ids.view("<u4").max() >= vocabulary:  # a negative id is a large one
+            raise MessageError("a token id outside the vocabulary")
+        if not np.isfinite(logprobs).all():
+            raise MessageError("a log-probability that is not finite")
+        prompts = [ids[start:end] for start, end in pairwise(accumulate(self.header.prompt_tokens, initial=0))]
+        responses = ids[prompt_tokens:]
+        return [
+            _episode(h, prompts, responses[start:end], logprobs[start:end])
+            for h, (start, end) in zip(headers, pairwise(accumulate(lengths, initial=0)), strict=True)
+        ]
+
+
+def _total(lengths: Sequence[int]) -> int:
+    total = sum(lengths)
+    if min(lengths, default=0) < 1 or total > MAX_TOKENS_PER_TICKET:
+        raise MessageError("arrays of impossible lengths")
+    return total
+
+
+def _cover(spans: Sequence[VersionSpan], tokens: int) -> bool:
+    if len(spans) == 1:  # as nearly all are
+        return spans[0].start == 0 and spans[0].end == tokens
+    edge = 0
+    for span in spans:
+        if span.start != edge or span.end <= edge:
+            return False
+        edge = span.end
+    return edge == tokens
+
+
+def _episode(
+    header: EpisodeHeader,
+    prompts: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]],
+    ids: np.ndarray[tuple[int], np.dtype[np.int32]],
+    logprobs: np.ndarray[tuple[int], np.dtype[np.float32]],
+) -> Episode:
+    if not 0 <= header.prompt < len(prompts):
+        raise MessageError("an episode's prompt is missing")
+    if not _cover(header.spans, header.response_tokens):
+        raise MessageError("version spans do not cover the response")
+    if not math.isfinite(header.reward):
+        raise MessageError("a reward is not finite")
+    return Episode(
+        header.role,
+        header.task,
+        prompts[header.prompt],
+        ids,
+        logprobs,
+        header.spans,
+        header.truncated,
+        header.verdict,
+        header.reward,
+    )

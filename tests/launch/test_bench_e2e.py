@@ -1,0 +1,109 @@
+"""`primezero bench e2e`: its sizes, what counts as a step, and a whole small run of its processes."""
+
+from dataclasses import asdict
+
+import pytest
+
+from launch.bench.e2e import (
+    E2ESettings,
+    Measured,
+    Round,
+    Work,
+    bench_e2e,
+    counted_kind,
+    generate_results,
+    measure,
+    overlap_results,
+)
+from launch.bench.models import bench_model
+from launch.bench.plain_loop import PlainLoop
+from shared.errors import ConfigError
+
+STEP = {
+    "episodes": 10,
+    "prompt_tokens": 300,
+    "stream": {"cpu_s": 0.02, "worker_cpu_s": 0.01},
+    "phases": {"wait_s": 0.1, "train_s": 1.0, "sync_s": 0.2},
+}
+WORK = Work(prompts=5, completions=2, response_tokens=20)
+
+
+def test_a_step_counts_where_the_one_before_was_of_its_kind():
+    kinds = ("together", "together", "rollout", "rollout", "rollout", "learner")
+    assert [counted_kind(kinds, index) for index in range(6)] == [None, "together", None, "rollout", "rollout", None]
+
+
+def test_the_overlap_is_judged_by_the_slower_half():
+    rounds = [Round(together=1.5, tokens=180.0, rollout=1.2, learner=1.0)] * 3
+    found = {result.name: result for result in overlap_results(Measured(WORK, rounds, [STEP] * 6))}
+    assert (found["overlap"].value, found["overlap"].reference, found["overlap"].ratio) == (1.5, 1.2, 1.25)
+    assert found["overlap_ratio"].value == 1.25
+    assert found["imbalance"].value == pytest.approx(1.2)
+    assert found["both_busy"].value == pytest.approx(0.7)
+    assert found["overlap.wire"].value == pytest.approx(0.03)
+    assert (found["overlap.wait"].value, found["overlap.prompt_tokens"].value) == (0.1, 30)
+
+
+def test_the_plain_loop_s_step_is_compared_with_as_many_tokens():
+    rounds = [Round(together=1.5, tokens=180.0, sampling=2.0, update=1.0)] * 3
+    found = {result.name: result for result in generate_results(Measured(WORK, rounds, [STEP] * 6))}
+    # 180 of 200 tokens were sampled: a whole step would have taken 1.5 s / 0.9.
+    assert found["vs_generate"].value == pytest.approx(0.6)
+    assert found["vs_generate"].reference == pytest.approx(1 / 3)
+    assert found["vs_generate"].ratio == pytest.approx(1.8)
+    assert found["tokens_per_s"].value == 120
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"dtype": "float16"}, "--dtype float16"),
+        ({"cores": "some"}, "--cores some"),
+        ({"colocation": "never"}, "--colocation never"),
+        ({"arms": ("overlap", "all")}, "--arms overlap,all"),
+        ({"arms": ()}, "--arms is empty"),
+        ({"rounds": 0}, "--rounds"),
+        ({"completions": 1}, "--completions"),
+    ],
+)
+def test_impossible_sizes_are_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        bench_e2e(E2ESettings(**changes))
+
+
+def test_the_plain_loop_samples_whole_completions_and_learns(tmp_path):
+    with bench_model("tiny", vocabulary=64, dtype="float32") as model:
+        loop = PlainLoop(model.folder, dtype="float32", prompts=[[5, 6, 7], [8]], completions=3, response_tokens=4)
+        tokens = loop.generate()
+        assert tokens.shape == (6, 3 + 4)
+        assert tokens[:, :3].tolist() == [[5, 6, 7]] * 3 + [[0, 0, 8]] * 3
+        with pytest.raises(RuntimeError, match="tune"):
+            loop.update(tokens)
+        loop.tune()
+        before = [parameter.detach().clone() for parameter in loop.parameters()]
+        loop.update(tokens)
+        assert any(not parameter.equal(old) for parameter, old in zip(loop.parameters(), before, strict=True))
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("arm", "measured", "counted"),
+    [("generate", {"sampling", "update"}, [5, 6]), ("overlap", {"rollout", "learner"}, [9, 10])],
+)
+def test_a_small_run_measures_what_it_compares(arm, measured, counted):
+    settings = E2ESettings(rounds=1)
+    with bench_model("tiny", vocabulary=1024, dtype="float32", environment=settings.environment) as model:
+        work = Work(prompts=3, completions=2, response_tokens=8)
+        found = measure(settings, arm, model, work, lambda _: None)
+    [round_] = found.rounds
+    spent = {name: value for name, value in asdict(round_).items() if value is not None}
+    assert spent.keys() == {"together", "tokens", *measured}
+    assert min(spent.values()) > 0
+    assert 6 <= round_.tokens <= work.tokens
+    assert [step["step"] for step in found.steps] == counted
+    for step in found.steps:
+        assert step["episodes"] == 6
+        assert step["learner"]["tokens"] == step["response_tokens"]
+        assert step["phases"]["train_s"] > 0
+        assert step["stream"]["tickets"] == 3
