@@ -10,7 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +54,9 @@ class E2ESettings:
     prompts: int = setting(0, "of a step, rounded up to a multiple of the tasks; 0: 64, or 16 from 300M parameters on")
     completions: int = setting(0, "of each prompt; 0: 4, or 2 from 300M parameters on")
     response_tokens: int = setting(0, "of each completion; 0: 64, or 32 from 300M parameters on")
+    overlap_response_tokens: int = setting(
+        0, "the same for --arms overlap; 0: half, so that its halves take about as long"
+    )
     arms: tuple[str, ...] = setting(_ARMS, "what a step is compared with: a plain loop, and its halves alone")
     rounds: int = setting(5, "rounds of all that is compared, after one that warms up")
     engine_threads: int = setting(1, "CPU threads of the engine")
@@ -139,7 +142,8 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
     ) as model:
         count = parameters(model.folder)
         work = _work(settings, count)
-        measured = {arm: measure(settings, arm, model, work, say) for arm in settings.arms}
+        works = {"generate": work, "overlap": replace(work, response_tokens=_overlap_tokens(settings, work))}
+        measured = {arm: measure(settings, arm, model, works[arm], say) for arm in settings.arms}
     shown = {k: v for k, v in asdict(settings).items() if k not in ("model", "vocabulary", "dtype", "timeout_s")}
     return Report(
         benchmark="e2e",
@@ -150,9 +154,15 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
             "vocabulary": model.vocabulary,
             "dtype": settings.dtype,
         },
-        settings=shown | asdict(work) | {"arms": ",".join(settings.arms)},
+        settings=shown
+        | asdict(work)
+        | {"overlap_response_tokens": works["overlap"].response_tokens, "arms": ",".join(settings.arms)},
         results=tuple(result for arm in settings.arms for result in _RESULTS[arm](measured[arm])),
     )
+
+
+def _overlap_tokens(settings: E2ESettings, work: Work) -> int:
+    return settings.overlap_response_tokens or max(1, work.response_tokens // 2)
 
 
 def _check(settings: E2ESettings) -> None:
