@@ -10,7 +10,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,9 +54,6 @@ class E2ESettings:
     prompts: int = setting(0, "of a step, rounded up to a multiple of the tasks; 0: 64, or 16 from 300M parameters on")
     completions: int = setting(0, "of each prompt; 0: 4, or 2 from 300M parameters on")
     response_tokens: int = setting(0, "of each completion; 0: 64, or 32 from 300M parameters on")
-    overlap_response_tokens: int = setting(
-        0, "the same for --arms overlap; 0: half, so that its halves take about as long"
-    )
     arms: tuple[str, ...] = setting(_ARMS, "what a step is compared with: a plain loop, and its halves alone")
     rounds: int = setting(5, "rounds of all that is compared, after one that warms up")
     engine_threads: int = setting(1, "CPU threads of the engine")
@@ -142,7 +139,7 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
     ) as model:
         count = parameters(model.folder)
         work = _work(settings, count)
-        works = {"generate": work, "overlap": replace(work, response_tokens=_overlap_tokens(settings, work))}
+        works = {"generate": work, "overlap": _overlap_work(work)}
         measured = {arm: measure(settings, arm, model, works[arm], say) for arm in settings.arms}
     shown = {k: v for k, v in asdict(settings).items() if k not in ("model", "vocabulary", "dtype", "timeout_s")}
     return Report(
@@ -154,15 +151,14 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
             "vocabulary": model.vocabulary,
             "dtype": settings.dtype,
         },
-        settings=shown
-        | asdict(work)
-        | {"overlap_response_tokens": works["overlap"].response_tokens, "arms": ",".join(settings.arms)},
+        settings=shown | asdict(work) | {"arms": ",".join(settings.arms), "overlap": str(works["overlap"])},
         results=tuple(result for arm in settings.arms for result in _RESULTS[arm](measured[arm])),
     )
 
 
-def _overlap_tokens(settings: E2ESettings, work: Work) -> int:
-    return settings.overlap_response_tokens or max(1, work.response_tokens // 2)
+def _overlap_work(work: Work) -> Work:
+    """As many completions, two of each prompt, and half as long: so the learner takes about as long as the rollout."""
+    return Work(max(1, work.completions // 2) * work.prompts, 2, max(1, work.response_tokens // 2))
 
 
 def _check(settings: E2ESettings) -> None:
@@ -320,6 +316,8 @@ def _run(
                 "proposals_per_task": 0,
                 "buffer_problems_per_task": work.prompts // len(environment.tasks),
                 "attempts": work.completions,
+                # So many that hardly a prompt comes twice in a batch, where it would be computed once.
+                "seed_problems_per_task": 8 * work.prompts // len(environment.tasks),
                 "max_staleness": 1,
             },
             "sampling": {"max_prompt_tokens": _PROMPT_TOKENS, "max_response_tokens": work.response_tokens},
