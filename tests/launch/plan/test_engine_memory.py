@@ -1,5 +1,10 @@
 """An attention cache's blocks are as large as vLLM makes them."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from launch.plan.engine_memory import block_bytes, blocks_of
@@ -23,27 +28,12 @@ def test_a_block_is_as_large_as_in_vllms_own_specification(shape, dtype, item):
 
 
 @pytest.mark.integration
-def test_a_running_engines_cache_has_blocks_of_that_size(model_folder):
-    import os
-
-    os.environ.update(
-        VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind"
-    )
-    from vllm import LLM
-
-    llm = LLM(
-        str(model_folder),
-        dtype="bfloat16",
-        skip_tokenizer_init=True,
-        enforce_eager=True,
-        block_size=32,
-        max_model_len=64,
-        distributed_executor_backend="uni",
-    )
-    specifications = llm.llm_engine.engine_core.engine_core.model_executor.get_kv_cache_specs()[0]
-    sizes = {spec.page_size_bytes for spec in specifications.values()}
+def test_a_running_engines_cache_has_blocks_of_that_size(model_folder, tmp_path):
+    answer = tmp_path / "answer.json"
+    program = Path(__file__).with_name("cache_blocks.py")
+    subprocess.run([sys.executable, str(program), str(model_folder), str(answer)], timeout=240, check=True)
+    found = json.loads(answer.read_text())
     model = model_sizes(str(model_folder))
-    assert len(specifications) == model.layers
-    assert sizes == {block_bytes(model, item=2, block_size=32) // model.layers}
-    blocks = llm.llm_engine.vllm_config.cache_config.num_gpu_blocks
-    assert blocks == 2**30 // block_bytes(model, item=2, block_size=32)
+    block = block_bytes(model, item=2, block_size=32)
+    assert found["layers"] == [block // model.layers] * model.layers
+    assert found["blocks"] == 2**30 // block
