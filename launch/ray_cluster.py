@@ -11,7 +11,6 @@ import logging
 import os
 import secrets
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -20,7 +19,7 @@ from typing import Any, Self
 
 from launch import marked_processes, segments
 from launch.actors import LearnerProcess, RolloutProcess
-from launch.processes import within
+from launch.processes import free_port, within
 from launch.supervisor import Ended, ProcessDied
 from learner.spec import LearnerSpec
 from rollout.worker import WorkerSpec
@@ -161,7 +160,7 @@ class Cluster:
 
     def start_learner(self, config: Config, spec: LearnerSpec) -> None:
         """Start all learner ranks."""
-        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+        rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
         for rank in range(config.learner.ranks):
             ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": config.learner.ranks}
             env = _thread_limits(config.learner.threads) | rendezvous | {k: str(v) for k, v in ranks.items()}
@@ -264,10 +263,3 @@ def _loopback() -> Iterator[None]:
 
 def _thread_limits(threads: int) -> dict[str, str]:
     return {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "TORCH_NUM_THREADS")}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

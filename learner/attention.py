@@ -58,9 +58,8 @@ class PackedLayout:
         starts = _starts(lengths)
         key_index = None
         if prefixes is not None and any(before):
-            parts = [ranges([start], [length]) for start, length in zip(starts, lengths, strict=False)]
-            shown = [[parts[i]] if prefix is None else [parts[prefix], parts[i]] for i, prefix in enumerate(prefixes)]
-            key_index = torch.from_numpy(np.concatenate([part for each in shown for part in each]))
+            shown = [part for own, prefix in enumerate(prefixes) for part in (prefix, own) if part is not None]
+            key_index = torch.from_numpy(ranges([starts[part] for part in shown], [lengths[part] for part in shown]))
         runs = [Run(len(list(run)), *sizes) for sizes, run in groupby(zip(lengths, keys, strict=True))]
         return cls(tuple(runs), key_index, _int32(starts), _int32(_starts(keys)))
 

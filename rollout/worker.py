@@ -60,18 +60,23 @@ async def _run(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> No
         await engine.shutdown()
 
 
+async def start_engine(config: Config) -> Engine:
+    """The engine of a run, with the weights of its model folder; raises what `Engine.start` does."""
+    return await Engine.start(
+        config.model.path,
+        dtype=config.model.dtype,
+        seed=config.run.seed,
+        rollout=config.rollout,
+        max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
+        sync=config.sync,
+        transport=config.transport,
+    )
+
+
 async def _start_engine(config: Config, beat: Callable[[], None]) -> Engine:
     starting = asyncio.create_task(_keep_beating(beat))  # the start has a limit of its own
     try:
-        return await Engine.start(
-            config.model.path,
-            dtype=config.model.dtype,
-            seed=config.run.seed,
-            rollout=config.rollout,
-            max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
-            sync=config.sync,
-            transport=config.transport,
-        )
+        return await start_engine(config)
     finally:
         starting.cancel()
 

@@ -14,7 +14,7 @@ from rollout.engine import Engine
 from rollout.engine_steps import Step
 from rollout.engine_sync import SyncTimings
 from rollout.sample import Sample
-from rollout.worker import RolloutWorker, WorkerSpec
+from rollout.worker import RolloutWorker, WorkerSpec, start_engine
 from shared.config import Config
 from shared.episodes import Float32Array
 from shared.errors import EngineError
@@ -73,7 +73,7 @@ class Arms:
         self._runner = asyncio.Runner()
         self._requests: list[Request] = []
         try:
-            self._engine = self._runner.run(_start(config))
+            self._engine = self._runner.run(start_engine(config))
         except BaseException:
             self._runner.close()
             raise
@@ -164,18 +164,6 @@ class Arms:
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
-
-
-async def _start(config: Config) -> Engine:
-    return await Engine.start(
-        config.model.path,
-        dtype=config.model.dtype,
-        seed=config.run.seed,
-        rollout=config.rollout,
-        max_model_len=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
-        sync=config.sync,
-        transport=config.transport,
-    )
 
 
 class _Recorded:

@@ -9,7 +9,6 @@ import contextlib
 import multiprocessing
 import os
 import signal
-import socket
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 
 from launch.bench.started_run import last_lines
+from launch.processes import free_port, log_to_file
 from learner.spec import LearnerSpec
+from rollout.engine_processes import kill, with_descendants
 from rollout.worker import WorkerSpec
 from shared.config import Config
 from shared.errors import PrimezeroError
@@ -40,11 +41,10 @@ _LEAVE_S = 30.0
 class Arrival:
     """The learner has a batch and is about to train on it.
 
-    since: seconds from the last arrival; rows, response_tokens: of the batch
+    since: seconds from the last arrival; response_tokens: of the batch
     """
 
     since: float
-    rows: int
     response_tokens: int
 
 
@@ -130,11 +130,7 @@ class SplitProcesses:
     def close(self) -> None:
         """End whatever still runs."""
         self._director.close()
-        tree = [*self._rollout_tree(), *_tree(self._learner)]
-        for process in tree:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(tree, _LEAVE_S)
+        kill([*self._rollout_tree(), *_tree(self._learner)])
         for process in self._processes:
             process.join(_LEAVE_S)
 
@@ -168,14 +164,11 @@ def _tree(process: BaseProcess) -> list[psutil.Process]:
     if process.pid is None or process.exitcode is not None:
         return []
     with contextlib.suppress(psutil.NoSuchProcess):
-        root = psutil.Process(process.pid)
-        return [root, *root.children(recursive=True)]
+        return with_descendants([psutil.Process(process.pid)])
     return []
 
 
 def _begin(log: Path, cores: Cores) -> None:
-    from launch.processes import log_to_file
-
     signal_at_parents_death(signal.SIGKILL)
     os.sched_setaffinity(0, cores)  # before there is any thread or child to inherit it
     log_to_file(log)
@@ -193,11 +186,12 @@ def _rollout(config: Config, spec: WorkerSpec, log: Path, cores: Cores) -> None:
 
 def _learner(config: Config, spec: LearnerSpec, log: Path, cores: Cores, directed: Connection) -> None:
     _begin(log, cores)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-    os.environ |= {"MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": str(config.learner.threads)}
+    os.environ |= {
+        "MASTER_PORT": str(free_port()),
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(config.learner.threads),
+    }
     import torch
 
     from learner.checkpoint import CheckpointStore
@@ -230,7 +224,7 @@ class _DirectedPolicy:
 
     def train(self, batch: TrainingBatch) -> TrainMetrics:
         now = time.perf_counter()
-        self._directed.send(Arrival(now - self._arrived, len(batch), len(batch.behaviour_logprobs)))
+        self._directed.send(Arrival(now - self._arrived, len(batch.behaviour_logprobs)))
         self._arrived = now
         what = self._directed.recv()
         if what == "skip" and self._last is not None:
