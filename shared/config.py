@@ -234,6 +234,10 @@ class RolloutConfig(Section):
         None, description="attention cache of each engine on a GPU, GiB; none: what its share leaves for it"
     )
     block_size: int = Field(32, ge=32, multiple_of=32, description="tokens in a cache block")
+    cuda_graphs: bool = Field(
+        True,
+        description="on a GPU, decode by replaying CUDA graphs, captured at the start, not kernel by kernel",
+    )
     start_timeout_s: Seconds = Field(600, description="limit for an engine to load and start")
     request_timeout_s: Seconds = Field(600, description="limit for one completion")
     evaluation_timeout_s: Seconds = Field(3600, description="limit for an evaluation")

@@ -64,7 +64,7 @@ class E2ESettings:
         "beside the plain loop, apart: half of them for the rollout and half for the learner; shared: all for both",
     )
     colocation: str = setting("concurrent", "concurrent, or alternate: the engine sleeps while the learner computes")
-    kv_cache_gib: int = setting(1, "attention cache on the CPU, GiB")
+    kv_cache_gib: int = setting(1, "attention cache, GiB")
     timeout_s: float = setting(900.0, "limit for each step, seconds")
 
 
@@ -327,6 +327,7 @@ def _run(
                 "max_open_tickets": 2 * work.prompts,
                 "colocation": settings.colocation,
                 "kv_cache_gib": settings.kv_cache_gib,
+                "gpu_cache_gib": settings.kv_cache_gib,
                 "request_timeout_s": settings.timeout_s,
             },
             "learner": {"threads": settings.learner_threads},

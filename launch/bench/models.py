@@ -53,12 +53,11 @@ class BenchModel:
 
     def load(self, dtype: str) -> torch.nn.Module:
         """The model as the learner holds it, in `dtype`; on the GPU where there is one."""
-        import torch
 
         from learner.packed_model import load_model
 
         module: torch.nn.Module = load_model(self.folder, dtype)
-        return module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        return module.to(_device()).eval()
 
 
 @contextmanager
@@ -88,6 +87,12 @@ def bench_model(
     else:
         check_model_folder(folder_given)
     yield BenchModel(folder=folder_given, name=folder_given.name, vocabulary=_vocabulary(folder_given))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def parameter_count(module: torch.nn.Module) -> int:
@@ -123,7 +128,7 @@ def _make(folder: Path, shape: Shape, vocabulary: int, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(), torch.device(_device()):
         torch.manual_seed(0)
         # Made in the dtype itself: a 3B model in float32 would not fit where its bfloat16 does.
         model = AutoModelForCausalLM.from_config(shape_config(shape, vocabulary), dtype=getattr(torch, dtype))

@@ -48,7 +48,7 @@ class RolloutSettings:
     max_sequences: int = setting(256, "sequences that the engine decodes at once")
     max_open_tickets: int = setting(512, "tickets that the worker works on at once")
     engine_threads: int = setting(1, "CPU threads of the engine")
-    kv_cache_gib: int = setting(1, "attention cache on the CPU, GiB")
+    kv_cache_gib: int = setting(1, "attention cache, GiB")
     rounds: int = setting(5, "of both arms, after one that warms up")
     timeout_s: float = setting(600.0, "limit for each run of an arm, seconds")
 
@@ -123,6 +123,7 @@ def _config(settings: RolloutSettings, model: BenchModel, environment: Environme
                 max_sequences=settings.max_sequences,
                 max_open_tickets=settings.max_open_tickets,
                 kv_cache_gib=settings.kv_cache_gib,
+                gpu_cache_gib=settings.kv_cache_gib,
                 request_timeout_s=settings.timeout_s,
             ),
             stream=StreamConfig(batch_timeout_s=settings.timeout_s),

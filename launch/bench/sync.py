@@ -52,7 +52,7 @@ class SyncSettings:
     steady_s: float = setting(3.0, "seconds of generation before the sync, at least")
     engine_threads: int = setting(1, "CPU threads of the engine")
     sender_threads: int = setting(1, "CPU threads of the sender")
-    kv_cache_gib: int = setting(1, "attention cache on the CPU, GiB")
+    kv_cache_gib: int = setting(1, "attention cache, GiB")
     timeout_s: float = setting(600.0, "limit for each step of the measurement, seconds")
 
 
@@ -135,7 +135,10 @@ def _arm(
         transport=settings.transport,
         dtype=settings.dtype,
         rollout=RolloutConfig(
-            threads=settings.engine_threads, max_sequences=settings.requests, kv_cache_gib=settings.kv_cache_gib
+            threads=settings.engine_threads,
+            max_sequences=settings.requests,
+            kv_cache_gib=settings.kv_cache_gib,
+            gpu_cache_gib=settings.kv_cache_gib,
         ),
         max_model_len=settings.prompt_tokens + settings.response_tokens,
     )

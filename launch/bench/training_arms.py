@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -105,8 +106,11 @@ class PaddedLoop(PlainLoop):
 
         def duration(size: int) -> float:
             self.size = size
-            self.train()
-            return seconds(self.train)
+            try:
+                self.train()
+                return seconds(self.train)
+            except torch.OutOfMemoryError:  # which a GPU recovers from
+                return math.inf
 
         self.size = min({min(size, len(self._batch)) for size in sizes}, key=duration)
 

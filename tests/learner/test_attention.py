@@ -148,7 +148,7 @@ def test_one_kernel_for_all_sequences_does_the_same(monkeypatch, sizes):
 @pytest.mark.gpu
 @pytest.mark.parametrize("sizes", LAYOUTS.values(), ids=LAYOUTS)
 def test_the_gpu_kernel_agrees_with_single_calls(sizes):
-    layout = PackedLayout.of(*sizes).to("cuda")
+    layout = PackedLayout.of(*sizes).to(torch.device("cuda"))
     heads = random_heads(layout, "cuda", torch.bfloat16)
     found = packed_attention(torch.nn.Module(), *heads, None, packed_layout=layout, scaling=0.3)[0]
     q, k, v = (x[0].float() for x in heads)

@@ -1,4 +1,4 @@
-from rollout.engine_vllm import memory_arguments
+from rollout.engine_vllm import execution_arguments, memory_arguments
 from shared.config import RolloutConfig
 
 
@@ -9,3 +9,22 @@ def test_an_engines_share_and_cache_reach_vllm_in_its_own_words():
     assert arguments == {"gpu_memory_utilization": 0.25, "kv_cache_memory_bytes": 3 * 2**29}
     assert set(arguments) <= set(AsyncEngineArgs.__dataclass_fields__)
     assert memory_arguments(RolloutConfig()) == {}
+
+
+def test_of_a_cache_that_is_given_the_share_sizes_nothing():
+    arguments = memory_arguments(RolloutConfig(gpu_cache_gib=2))
+    assert arguments["kv_cache_memory_bytes"] == 2 * 2**30
+    assert 0 < arguments["gpu_memory_utilization"] < 0.05
+
+
+def test_graphs_are_captured_for_as_many_sequences_as_decode_at_once(monkeypatch):
+    monkeypatch.setattr("rollout.engine_vllm.on_cpu", lambda: False)
+    compilation = execution_arguments(RolloutConfig(max_sequences=48))["compilation_config"]
+    assert compilation["max_cudagraph_capture_size"] == 48
+    assert compilation["mode"] == 0
+    assert execution_arguments(RolloutConfig(cuda_graphs=False)) == {"enforce_eager": True}
+
+
+def test_there_are_no_graphs_on_the_cpu(monkeypatch):
+    monkeypatch.setattr("rollout.engine_vllm.on_cpu", lambda: True)
+    assert execution_arguments(RolloutConfig(cuda_graphs=True)) == {"enforce_eager": True}
