@@ -61,6 +61,8 @@ def set_environment(rollout: RolloutConfig) -> None:
         VLLM_ENGINE_READY_TIMEOUT_S=str(max(1, int(rollout.start_timeout_s))),
         VLLM_NO_USAGE_STATS="1",
         HF_HUB_OFFLINE="1",
+        # It knows no seeds, and is compiled at its first use.
+        VLLM_USE_FLASHINFER_SAMPLER="0",
         # Otherwise memory grows by the size of the model with each sync. Read by the C library of new processes.
         MALLOC_ARENA_MAX="1",
         MALLOC_MMAP_MAX_="0",

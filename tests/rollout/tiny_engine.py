@@ -110,7 +110,7 @@ def save(model: Qwen2ForCausalLM, folder: Path) -> Path:
 @torch.no_grad()
 def reference_logprobs(model: Qwen2ForCausalLM, tokens: list[int], temperature: float = 1.0) -> Float32Array:
     """transformers' log-probabilities of tokens[1:]."""
-    logits = model(torch.tensor([tokens])).logits[0, :-1].float() / temperature
+    logits = model(torch.tensor([tokens], device=model.device)).logits[0, :-1].float().cpu() / temperature
     chosen = logits.log_softmax(-1).gather(1, torch.tensor(tokens[1:])[:, None])
     return np.asarray(chosen[:, 0], dtype=np.float32)
 
