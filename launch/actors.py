@@ -1,14 +1,49 @@
-"""The processes of a run as Ray starts them: plain classes, which import what they run only when they run it."""
+"""What of a run Ray starts: plain classes, which import what they run only when they run it."""
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
+from launch.local_processes import LocalProcesses
+from launch.private_folder import PrivateFolder, remove_leftovers
+from launch.processes import be_private, keep_to, listen_towards, log_to_file
 from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.worker import WorkerSpec
 from shared.config import Config
 from shared.pulse import Pulse
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a process finds on its machine.
+
+    log_file: takes what it says; sockets: a folder for its socket files, in one that is private
+    host: the address at which the first learner rank listens; cores: that it keeps to, if any
+    """
+
+    log_file: Path
+    sockets: Path
+    host: str
+    cores: tuple[int, ...] = ()
+
+    def enter(self) -> None:
+        """Settle in: before anything heavy is imported."""
+        be_private()
+        log_to_file(self.log_file)
+        self.make_sockets()
+        listen_towards(self.host)
+        if self.cores:
+            keep_to(self.cores)
+
+    def make_sockets(self) -> None:
+        """The folder, empty: of a process that was killed socket files stay."""
+        shutil.rmtree(self.sockets, ignore_errors=True)
+        self.sockets.mkdir(mode=0o700)
 
 
 class RolloutProcess:
@@ -21,12 +56,13 @@ class RolloutProcess:
         """Signs of life so far. Called beside `run`, on a thread of its own."""
         return self._pulse.beats
 
-    def run(self, config: Config, spec: WorkerSpec, log_file: Path) -> None:
+    def run(self, config: Config, spec: WorkerSpec, around: Surroundings) -> None:
         """Work until the learner says Bye."""
-        from launch.processes import log_to_file
+        around.enter()
+        # vLLM's processes talk over socket files. Shorter paths than Ray's own.
+        os.environ["VLLM_RPC_BASE_PATH"] = str(around.sockets)
         from rollout.worker import run_worker
 
-        log_to_file(log_file)
         run_worker(config, spec, self._pulse.beat)
 
 
@@ -47,13 +83,48 @@ class LearnerProcess:
             self._pulse.beat()
         return self._pulse.beats
 
-    def run(self, config: Config, spec: LearnerSpec, rank: int, log_file: Path) -> Summary | None:
+    def run(self, config: Config, spec: LearnerSpec, rank: int, around: Surroundings) -> Summary | None:
         """Train; rank 0 returns the summary."""
         self._leads = rank == 0
-        from launch.processes import log_to_file
+        around.enter()
         from learner.trainer import run_learner
 
-        log_to_file(log_file)
         return run_learner(
-            config, spec, rank=rank, world_size=config.learner.ranks, local_rank=rank, beat=self._pulse.beat
+            config, spec, rank=rank, world_size=config.learner.ranks, local_rank=0, beat=self._pulse.beat
         )
+
+
+class MachineKeeper:
+    """Ray actor on a machine other than the launcher's: sees to what the run holds there.
+
+    Ray ends it with the launcher; where it is killed before it could tidy up, its reaper does.
+    """
+
+    def __init__(self, run_folder: Path, machine: str) -> None:
+        be_private()
+        (run_folder / "logs").mkdir(parents=True, exist_ok=True)
+        remove_leftovers(run_folder, machine)
+        self._private = PrivateFolder(run_folder, machine)
+        self._private.path.mkdir(mode=0o700)
+        self._processes = LocalProcesses(self._private.path, self._private.note)
+
+    def folder(self) -> Path:
+        """The private folder of this start on this machine."""
+        return self._private.path
+
+    def read(self, file: Path) -> bytes | None:
+        """A small file; None where there is none here."""
+        return file.read_bytes() if file.is_file() else None
+
+    def note(self) -> None:
+        """As `LocalProcesses.note`."""
+        self._processes.note()
+
+    def end(self, names: Collection[str]) -> list[int]:
+        """As `LocalProcesses.end`."""
+        return self._processes.end(names)
+
+    def close(self) -> None:
+        """End and remove everything."""
+        self._processes.end_all()
+        self._private.remove()

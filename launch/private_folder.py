@@ -18,15 +18,18 @@ RECORD_FILE = "leftovers.json"
 
 
 class PrivateFolder:
-    """What is held is kept on record in the run's folder; see `private_folder`."""
+    """What is held is kept on record in the run's folder; see `private_folder`.
 
-    def __init__(self, run_folder: Path) -> None:
+    machine: another than the launcher's, whose record has its name, since machines may share the run's folder
+    """
+
+    def __init__(self, run_folder: Path, machine: str = "") -> None:
         # Short, for the sockets in it.
         self.path = Path(tempfile.gettempdir()) / f"{FOLDER_PREFIX}{secrets.token_hex(4)}"
-        self._record = run_folder / RECORD_FILE
+        self._record = run_folder / _of(machine, RECORD_FILE)
         self._held = Leftovers.of(self.path)
         self._held.write(self._record)
-        self._reaper = Reaper(self._record, self.path, run_folder / LOG_FILE)
+        self._reaper = Reaper(self._record, self.path, run_folder / _of(machine, LOG_FILE))
 
     def note(self, used: Collection[Path]) -> None:
         """Have the shared memory that the start's processes use on record; see to it that there is a reaper."""
@@ -66,12 +69,12 @@ def private_folder(run_folder: Path) -> Iterator[PrivateFolder]:
         folder.remove()
 
 
-def remove_leftovers(run_folder: Path) -> None:
+def remove_leftovers(run_folder: Path, machine: str = "") -> None:
     """Remove what is on record of an earlier start of the run, which has ended.
 
     Raises PrimezeroError when one of its processes cannot be killed.
     """
-    record = run_folder / RECORD_FILE
+    record = run_folder / _of(machine, RECORD_FILE)
     left = Leftovers.read(record)
     if left is not None and (staying := remove(left)):
         raise PrimezeroError(
@@ -79,6 +82,11 @@ def remove_leftovers(run_folder: Path) -> None:
             "file system stuck? Two starts of a run must not share a machine"
         )
     record.unlink(missing_ok=True)
+
+
+def _of(machine: str, file: str) -> str:
+    stem, dot, ending = file.rpartition(".")
+    return f"{stem}-{machine}{dot}{ending}" if machine else file
 
 
 def _cannot_be_killed(processes: Collection[psutil.Process]) -> str:

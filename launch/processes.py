@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from shared.errors import PrimezeroError
+import psutil
+
+from shared.config_placement import is_loopback
+from shared.errors import PlacementError, PrimezeroError
 
 
 def be_private() -> None:
@@ -59,9 +63,39 @@ def within(limit_s: float, what: str, call: Callable[[], object]) -> None:
         raise raised[0]
 
 
-def free_port() -> int:
-    """A port of the loopback address that nobody listens at now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port of this address that nobody listens at now. PlacementError where it is no address of this machine."""
+    try:
+        family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
+        with socket.socket(family) as probe:
+            probe.bind((host, 0))
+            port: int = probe.getsockname()[1]
+            return port
+    except OSError as error:
+        raise PlacementError(
+            f"nothing can listen at {host} on this machine ({error.strerror or error}): set placement.host to an "
+            "address of it that the other machines reach"
+        ) from error
+
+
+def listen_towards(host: str) -> None:
+    """Have gloo and NCCL, in this process and its children, listen at the interface that leads to `host` alone."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing
+        own = probe.getsockname()[0]
+    interface = next(
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(each.address.partition("%")[0] == own for each in addresses)
+        or (is_loopback(own) and any(is_loopback(each.address) for each in addresses))
+    )
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # this very one, and none whose name goes on
+
+
+def keep_to(cores: Collection[int]) -> None:
+    """Have every thread of this process, and all that they start, run on these cores alone."""
+    for thread in Path("/proc/self/task").iterdir():
+        with contextlib.suppress(ProcessLookupError):
+            os.sched_setaffinity(int(thread.name), cores)

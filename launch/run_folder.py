@@ -32,7 +32,7 @@ CHECKPOINTS = "checkpoints"
 # Marks a folder as a run's; locked while that run lives.
 LOCK_FILE = ".primezero-run"
 # What may differ from the run that is resumed: nothing that the result depends on.
-_FREE_SECTIONS = ("run.", "rollout.", "stream.", "sync.")
+_FREE_SECTIONS = ("run.", "rollout.", "stream.", "sync.", "placement.")
 _FREE_KEYS = {
     "learner.threads",
     "learner.max_tokens",
@@ -42,7 +42,7 @@ _FREE_KEYS = {
     "sampling.max_prompt_tokens",
     "selfplay.buffer_capacity",
 }
-_FIXED_KEYS = {"run.seed", "sync.every", "sync.transport"}
+_FIXED_KEYS = {"run.seed", "sync.every"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,13 @@ from launch.beginnings import probe, seed_stages
 from launch.disk_space import check_disk
 from launch.display import Display
 from launch.lengths import check_context, check_prompts
-from launch.plan.devices import device_here
+from launch.placement import Machine, gpus_needed, learner_names, place, rollout_names
+from launch.plan.devices import devices_here, smallest
 from launch.plan.resolve import resolve_memory
 from launch.plan.sizes import folder_sizes
 from launch.plan.table import plan_table
 from launch.private_folder import private_folder
-from launch.processes import be_private
+from launch.processes import be_private, free_port
 from launch.ray_cluster import Cluster
 from launch.restart_log import RestartLog
 from launch.run_folder import CHECKPOINTS, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
@@ -59,54 +60,80 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     check_lengths(environment, chat, config)
     probe_ids = probe(environment, chat, config)
     check_disk(config)
-    config = _split_gpu(config)
+    check_placement(config)
+    config = _split_gpus(config)
     with open_run_folder(config, resume=resume) as run_folder:
         return _run(config, environment, probe_ids, run_folder)
 
 
 def _resolved(config: Config) -> Config:
     """With absolute paths, which mean the same to every process, and from wherever the run is resumed; and with the
-    transport that this machine chooses, for all of them."""
+    device and the transport that this machine chooses, for all of them."""
     model = config.model.model_copy(update={"path": config.model.path.resolve()})
     reference = config.learner.reference_model
     learner = config.learner.model_copy(update={"reference_model": reference and reference.resolve()})
     sync = config.sync.model_copy(update={"transport": config.transport})
-    return config.model_copy(update={"model": model, "learner": learner, "sync": sync})
+    placement = config.placement.model_copy(update={"device": config.placement.resolved_device})
+    return config.model_copy(update={"model": model, "learner": learner, "sync": sync, "placement": placement})
 
 
-def _split_gpu(config: Config) -> Config:
-    """With what is left to the memory plan filled in; it is printed where a GPU is shared."""
-    config, plan = resolve_memory(config, device_here() if config.transport == "ipc" else None)
+def _split_gpus(config: Config) -> Config:
+    """With what is left to the memory plan filled in; it is printed where there are GPUs."""
+    gpus = gpus_needed(config)
+    # Where others are further away than this machine, they are taken to be as large as those here.
+    config, plan = resolve_memory(config, smallest(devices_here()[:gpus]) if gpus else None)
     if plan is not None:
         print(plan_table(plan, folder_sizes(config.model.path), config.model.path.name) + "\n")
     return config
 
 
+def check_placement(config: Config) -> None:
+    """PlacementError where this machine cannot hold what is to run on it alone; a Ray cluster is asked once it is
+    joined."""
+    if config.placement.host != "auto":
+        free_port(config.placement.host)
+    if config.placement.kind != "cluster":
+        cores = os.sched_getaffinity(0)
+        gpus = len(devices_here()) if gpus_needed(config) else 0
+        place(config, Machine("", "this machine", len(cores), gpus), cores=cores)
+
+
 def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], run_folder: RunFolder) -> Summary:
+    stop_file = run_folder.path / STOP_FILE
     with private_folder(run_folder.path) as private:
-        over_tcp = config.stream.endpoint != "auto"
-        learner_keys, worker_keys = make_keys() if over_tcp else (None, None)
-        learner = LearnerSpec(
-            endpoint=config.stream.endpoint if over_tcp else f"ipc://{private.path}/stream",
-            keys=learner_keys,
-            run_folder=run_folder.path,
-            environment=environment.fingerprint,
-            seeds=seed_stages(environment, config),
-            probe=probe_ids,
-            checkpoints=run_folder.path / CHECKPOINTS,
-            resume_from=run_folder.resume_from,
-            lineage=run_folder.lineage,
-            stop_file=run_folder.path / STOP_FILE,
-        )
         display = Display(config, run_folder)
         with (
-            _interrupts(learner.stop_file) as check_interrupts,
-            Cluster(private.path, run_folder.path / "logs", on_use=private.note) as cluster,
+            _interrupts(stop_file) as check_interrupts,
+            Cluster(config, private.path, run_folder.path, on_use=private.note) as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
+            endpoint = _endpoint(config, cluster.host, private.path)
+            learner_keys, worker_keys = make_keys() if endpoint.startswith("tcp://") else (None, None)
+            learner = LearnerSpec(
+                endpoint=endpoint,
+                keys=learner_keys,
+                host=cluster.host,
+                run_folder=run_folder.path,
+                environment=environment.fingerprint,
+                seeds=seed_stages(environment, config),
+                probe=probe_ids,
+                checkpoints=run_folder.path / CHECKPOINTS,
+                resume_from=run_folder.resume_from,
+                lineage=run_folder.lineage,
+                stop_file=stop_file,
+            )
             told = (restarts.write, display.restart)
             supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, told)
             return _watch(supervisor, display, check_interrupts)
+
+
+def _endpoint(config: Config, host: str, private: Path) -> str:
+    """Where the learner's stream listens: as configured; at `host`, in a cluster; else at a socket file."""
+    if config.stream.endpoint != "auto":
+        return config.stream.endpoint
+    if config.placement.kind == "cluster":
+        return f"tcp://{f'[{host}]' if ':' in host else host}:{free_port(host)}"
+    return f"ipc://{private}/stream"
 
 
 def _supervisor(
@@ -136,11 +163,10 @@ def _supervisor(
         for listener in told:
             listener(restart)
 
-    ranks = [f"learner-{rank}" for rank in range(config.learner.ranks)]
     return Supervisor(
         cluster,
-        Unit("learner", ranks, start_learner, learner_goes_on),
-        [worker(f"rollout-{index}") for index in range(config.rollout.workers)],
+        Unit("learner", learner_names(config), start_learner, learner_goes_on),
+        [worker(name) for name in rollout_names(config)],
         max_restarts=config.run.max_restarts,
         hang_timeout_s=config.run.hang_timeout_s,
         logs=run_folder.path / "logs",

@@ -23,6 +23,7 @@ class LearnerSpec:
     """What the launcher tells every learner rank.
 
     endpoint: ZeroMQ address that rank 0 binds; keys: what it shows there, and asks for, over tcp
+    host: address of rank 0's machine at which weight broadcasts listen
     environment: fingerprint that workers must have in common with the run
     seeds: what the problem buffer starts with and, under a curriculum, is given later; the first is for batch 0
     probe: token ids that both sides score after every weight sync
@@ -41,3 +42,4 @@ class LearnerSpec:
     lineage: int
     stop_file: Path
     keys: ServerKeys | None = None
+    host: str = "127.0.0.1"

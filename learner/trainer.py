@@ -157,6 +157,7 @@ class Trainer:
                 transport=config.transport,
                 buffer_bytes=config.sync.buffer_mib * 2**20,
                 timeout_s=config.sync.timeout_s,
+                address=spec.host,
             ),
             lambda: policy.score(spec.probe),
             tolerance=config.probe_tolerance,

@@ -5,26 +5,25 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-Share = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-# TOML has no null: "none" stands for it.
-_NoneByName = BeforeValidator(lambda value: None if value == "none" else value)
-PositiveOrNone = Annotated[Annotated[float, Field(gt=0)] | None, _NoneByName]
-PathOrNone = Annotated[Path | None, _NoneByName]
-GpuShareOrNone = Annotated[Annotated[float, Field(gt=0, le=1)] | None, _NoneByName]
+from shared.config_placement import PlacementConfig, is_loopback
+from shared.config_section import (
+    Beta,
+    Count,
+    GpuShareOrNone,
+    PathOrNone,
+    PositiveOrNone,
+    Seconds,
+    Section,
+    Share,
+)
+
 MAX_STALENESS = 16
-
-
-class Section(BaseModel):
-    """A part of the tree: immutable, and closed to keys it does not know."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+# What can carry weights, by placement, on any device.
+_TRANSPORTS = {"colocated": ("shm", "ipc", "nccl"), "split": ("shm", "nccl"), "cluster": ("nccl",)}
 
 
 class RunConfig(Section):
@@ -340,7 +339,7 @@ class SyncConfig(Section):
     transport: Literal["auto", "shm", "ipc", "nccl"] = Field(
         "auto",
         description="shm: shared memory, engines on the CPU of the learner's machine; ipc: CUDA IPC, engines on the "
-        "learner's GPU; nccl: engines elsewhere (gloo where there is no GPU); auto: shm without a GPU, ipc with one",
+        "learner's GPU; nccl: engines elsewhere (gloo on the CPU); auto: as the placement needs it",
     )
     in_flight: Literal["keep", "wait", "abort"] = Field(
         "keep",
@@ -405,6 +404,7 @@ class Config(Section):
     learner: LearnerConfig = LearnerConfig()
     sync: SyncConfig = SyncConfig()
     stream: StreamConfig = StreamConfig()
+    placement: PlacementConfig = PlacementConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:
@@ -422,7 +422,7 @@ class Config(Section):
                 f"learner.offload_optimizer=true is for learner.zero_stage=1 or 2, not {self.learner.zero_stage}"
             )
         engines, rank = self.rollout.gpu_memory_share, self.learner.gpu_memory_share
-        if engines and rank and self.sync.transport != "nccl" and self.rollout.workers * engines + rank > 1:
+        if engines and rank and self.placement.kind == "colocated" and self.rollout.workers * engines + rank > 1:
             raise ValueError(
                 f"rollout.gpu_memory_share={engines} for rollout.workers={self.rollout.workers} and "
                 f"learner.gpu_memory_share={rank} are more than one GPU: lower one, or leave them to the plan (none)"
@@ -442,6 +442,18 @@ class Config(Section):
                 f"run.evaluate_every={self.run.evaluate_every} must be a multiple of sync.every={self.sync.every}: "
                 "an evaluation runs on weights that have just been synced"
             )
+        if self.sync.transport not in ("auto", *_TRANSPORTS[self.placement.kind]):
+            raise ValueError(
+                f"sync.transport={self.sync.transport} is not for placement.kind={self.placement.kind}: use "
+                f"{' or '.join(_TRANSPORTS[self.placement.kind])}, or auto"
+            )
+        address = self.placement.ray_address
+        host = self.stream.endpoint.removeprefix("tcp://").rpartition(":")[0]
+        if address is not None and is_loopback(host) and not is_loopback(address.rpartition(":")[0]):
+            raise ValueError(
+                f"stream.endpoint={self.stream.endpoint} cannot be reached from the other machines: use an address of "
+                "this machine that can, or auto"
+            )
         return self
 
     @property
@@ -457,10 +469,14 @@ class Config(Section):
 
     @property
     def transport(self) -> Literal["shm", "ipc", "nccl"]:
-        """The weight transport, resolved: by whether this machine has a GPU."""
+        """The weight transport, resolved by placement and device."""
         if self.sync.transport != "auto":
             return self.sync.transport
-        return "ipc" if Path("/dev/nvidiactl").exists() else "shm"
+        if self.placement.kind == "cluster":
+            return "nccl"
+        if self.placement.resolved_device == "cpu":
+            return "shm"
+        return "ipc" if self.placement.kind == "colocated" else "nccl"
 
     @property
     def probe_tolerance(self) -> float:

@@ -21,6 +21,10 @@ class PlanError(PrimezeroError):
     """A GPU has no room for what a run would put there."""
 
 
+class PlacementError(PrimezeroError):
+    """The machines do not have what a run's placement asks for, or cannot be reached."""
+
+
 class ModelFolderError(PrimezeroError):
     """A model folder is missing, incomplete, or does not fit the configuration."""
 

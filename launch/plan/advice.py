@@ -8,7 +8,7 @@ from typing import Any
 
 from launch.bench.models import SHAPES
 from launch.plan.devices import DEVICES, Device
-from launch.plan.memory_plan import MemoryPlan, plan_memory
+from launch.plan.run_plan import RunPlan, plan_run
 from launch.plan.sizes import ModelSizes, model_sizes
 from shared.config import Config
 
@@ -62,8 +62,8 @@ def changed(config: Config, changes: list[Change] | tuple[Change, ...]) -> Confi
     return config
 
 
-def _plan(config: Config, changes: list[Change], model: ModelSizes, device: Device) -> MemoryPlan:
-    return plan_memory(changed(config, changes), model, device)
+def _plan(config: Config, changes: list[Change], model: ModelSizes, device: Device) -> RunPlan:
+    return plan_run(changed(config, changes), model, device)
 
 
 def _candidates(config: Config) -> Iterator[Change]:

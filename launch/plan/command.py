@@ -10,7 +10,7 @@ from typing import Any
 from launch.bench.models import SHAPES
 from launch.plan.advice import advise
 from launch.plan.devices import DEVICES, GIB, Device, device_here, named_device
-from launch.plan.memory_plan import plan_memory
+from launch.plan.run_plan import plan_run
 from launch.plan.sizes import QWEN_VOCABULARY, model_sizes
 from launch.plan.table import advice_text, plan_data, plan_table
 from shared.config_file import load_config
@@ -18,14 +18,15 @@ from shared.errors import PlanError
 from shared.metrics import check_writable, write_json
 
 _DESCRIPTION = """\
-Where every GiB of a GPU goes when learner and engine share it, and whether that fits, before anything
-is allocated; no GPU is needed. What does not fit comes with what to change, and exit code 1. Any
-configuration key can follow as --section.key VALUE; `primezero config` lists them.
+Where every GiB of each GPU goes, as the placement puts learner and engines on them, and whether that
+fits, before anything is allocated; no GPU is needed. What does not fit comes with what to change, and
+exit code 1. Any configuration key can follow as --section.key VALUE; `primezero config` lists them.
 """
 _EXAMPLES = f"""\
 examples:
   primezero plan --model qwen2.5-3b --device a100-80gb --config launch/configs/single_a100.toml
   primezero plan --model models/some-instruct-model --device-gib 47.5 --learner.max_tokens 8192
+  primezero plan --model qwen2.5-7b --device a100-80gb --placement.kind split --learner.ranks 2
 
 --model is a folder with a config.json, or a shape: {", ".join(SHAPES)}.
 --device is one of {", ".join(DEVICES)}.
@@ -36,7 +37,7 @@ def add_plan(commands: Any) -> None:
     """Add the `plan` command to the parser's `commands`."""
     plan = commands.add_parser(
         "plan",
-        help="split a GPU's memory",
+        help="split the GPUs' memory",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
@@ -57,7 +58,7 @@ def _plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
         check_writable(options.json)
     name = options.model or str(config.model.path)
     model, device = model_sizes(name, options.vocabulary), _device(options)
-    plan = plan_memory(config, model, device)
+    plan = plan_run(config, model, device)
     advice = None if plan.fits else advise(config, model, device)
     print(plan_table(plan, model, name))
     if options.json is not None:

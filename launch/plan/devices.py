@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from shared.errors import ConfigError, InstallationError
@@ -42,14 +44,20 @@ def named_device(name: str) -> Device:
 
 
 def device_here() -> Device:
-    """The first GPU of this machine, as its driver tells; InstallationError where it tells of none.
+    """The first GPU of this machine; InstallationError where there is none."""
+    return devices_here()[0]
+
+
+def devices_here() -> list[Device]:
+    """The GPUs of this machine that CUDA_VISIBLE_DEVICES lets be seen, as the driver tells; at least one, or
+    InstallationError.
 
     Asked of nvidia-smi, since asking CUDA would make a context in this process, which takes memory as long as it lives.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
         raise InstallationError("no GPU was found: there is no nvidia-smi on this machine. Is the driver installed?")
-    query = "--query-gpu=name,memory.total,memory.used"
+    query = "--query-gpu=index,uuid,name,memory.total,memory.used"
     try:
         answer = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"],
@@ -58,7 +66,30 @@ def device_here() -> Device:
             timeout=_QUERY_TIMEOUT_S,
             check=True,
         )
-        name, total, used = next(csv.reader(answer.stdout.splitlines(), skipinitialspace=True))
-        return Device(name, int(total) * 2**20, int(used) * 2**20)
-    except (subprocess.SubprocessError, OSError, StopIteration, ValueError) as error:
+        rows = list(csv.reader(answer.stdout.splitlines(), skipinitialspace=True))
+        found = {
+            (index, uuid): Device(name, int(total) * 2**20, int(used) * 2**20)
+            for index, uuid, name, total, used in rows
+        }
+    except (subprocess.SubprocessError, OSError, ValueError) as error:
         raise InstallationError(f"no GPU was found: nvidia-smi does not tell of one ({error})") from error
+    if not found:
+        raise InstallationError("no GPU was found: nvidia-smi does not tell of one")
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return list(found.values())
+    wanted = [each.strip() for each in visible.split(",") if each.strip()]
+    seen = [
+        device
+        for each in wanted
+        for (index, uuid), device in found.items()
+        if each == index or (each.startswith("GPU-") and uuid.startswith(each))
+    ]
+    if not seen:
+        raise InstallationError(f"no GPU was found: CUDA_VISIBLE_DEVICES={visible} is none of this machine's")
+    return seen
+
+
+def smallest(devices: Sequence[Device]) -> Device:
+    """That with the least to be had: what fits it fits the others."""
+    return min(devices, key=lambda device: device.memory - device.used)

@@ -1,4 +1,4 @@
-"""Where every GiB of one device goes that a learner rank and the engines beside it share."""
+"""Where every GiB of one device goes: of a learner rank, of engines, or of both, which then share it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from shared.config import Config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 TASKS = 3
-# Assumed, until a GPU says otherwise: a CUDA context with its kernels; what the allocator loses to fragments, of what
-# comes and goes; and what stays free for the driver.
+# Assumed, until a GPU says otherwise: a CUDA context with its kernels; NCCL's buffers; what the allocator loses to
+# fragments, of what comes and goes; and what stays free for the driver.
 CONTEXT = GIB // 2
+NCCL_BUFFERS = GIB // 4
 FRAGMENTS = 0.1
 SPARE = 0.01
 # With fewer sequences at a time an engine reads its weights for little.
@@ -36,7 +37,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """The parts, of one rank and of one engine, all engines on the device being alike.
+    """The parts, of a rank if there is one, and of one engine if there are any: all engines on the device are alike.
 
     cache: bytes of an engine's attention cache, which is the last of its parts; fewest: what it must be at least;
     sequences: how many of the longest it holds; host: bytes in the host's memory, beside what torch and vLLM take
@@ -75,7 +76,8 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        return self.free >= 0 and self.cache >= self.fewest and self.of("learner") <= self.learner_limit
+        enough = self.engines == 0 or self.cache >= self.fewest
+        return self.free >= 0 and enough and self.of("learner") <= self.learner_limit
 
     @property
     def engine_share(self) -> float:
@@ -89,37 +91,48 @@ class MemoryPlan:
         return _share(min(rest, self.learner_limit - CONTEXT), self.device)
 
 
-def plan_memory(config: Config, model: ModelSizes, device: Device, *, offload: bool | None = None) -> MemoryPlan:
+def plan_memory(
+    config: Config,
+    model: ModelSizes,
+    device: Device,
+    *,
+    offload: bool | None = None,
+    rank: bool = True,
+    engines: int | None = None,
+) -> MemoryPlan:
     """Split the device: the learner gets what it needs, the engines' caches the rest, as far as it is of use.
 
     offload: instead of what the configuration says, under which `auto` is: only where it does not fit otherwise
+    rank: whether a learner rank is on it; engines: how many are; None: all workers'
     """
     wanted = config.learner.offload_optimizer
-    if offload is None and wanted == "auto":
-        plain = plan_memory(config, model, device, offload=False)
+    if offload is None and wanted == "auto" and rank:
+        plain = plan_memory(config, model, device, offload=False, engines=engines)
         if plain.fits or config.learner.zero_stage not in (1, 2):
             return plain
-        return plan_memory(config, model, device, offload=True)
-    offload = bool(wanted) if offload is None else offload
+        return plan_memory(config, model, device, offload=True, engines=engines)
+    offload = bool(wanted) and rank if offload is None else offload
+    engines = config.rollout.workers if engines is None else engines
 
-    learner, host = _learner_parts(config, model, offload)
-    engine = _engine_parts(config, model)
-    engines = config.rollout.workers
+    learner, host = _learner_parts(config, model, offload) if rank else ([], 0)
+    engine = _engine_parts(config, model) if engines else []
     taken = sum(part.size for part in learner if part.counted)
     fixed = sum(part.size for part in engine)
     left = device.memory - int(SPARE * device.memory) - device.used - taken - engines * fixed
-    cache = _cache(config, model, device, fixed, left // engines)
+    cache = max(0, _cache(config, model, device, fixed, left // engines, engines, rank)) if engines else 0
     longest = config.sampling.max_prompt_tokens + config.sampling.max_response_tokens
     sequence = _sequence_bytes(config, model)
-    sequences = max(0, cache) // sequence
-    limit = config.learner.gpu_memory_share
+    sequences = cache // sequence
+    if engines:
+        engine.append(Part("engine", "attention cache", cache, _held(sequences, longest)))
+    limit = config.learner.gpu_memory_share if rank else None
     return MemoryPlan(
         device=device,
-        parts=(*learner, *engine, Part("engine", "attention cache", max(0, cache), _held(sequences, longest))),
+        parts=(*learner, *engine),
         engines=engines,
         offload=offload,
-        cache=max(0, cache),
-        fewest=min(FEWEST_SEQUENCES, config.rollout.max_sequences) * sequence,
+        cache=cache,
+        fewest=min(FEWEST_SEQUENCES, config.rollout.max_sequences) * sequence if engines else 0,
         sequences=sequences,
         host=host,
         sampled=_sampled(config),
@@ -171,6 +184,7 @@ def _learner_parts(config: Config, model: ModelSizes, offload: bool) -> tuple[li
         Part("learner", "transfer buffer", config.sync.buffer_mib * 2**20, "sync.buffer_mib"),
         Part("learner", "fragments", int(FRAGMENTS * alive), "assumed"),
         Part("learner", "CUDA context", CONTEXT, "assumed"),
+        *([Part("learner", "NCCL's buffers", NCCL_BUFFERS, "assumed")] if config.transport == "nccl" else []),
     ]
     return parts, states.host
 
@@ -183,23 +197,29 @@ def _engine_parts(config: Config, model: ModelSizes) -> list[Part]:
         max_sequences=config.rollout.max_sequences,
         longest=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
     )
-    return [
+    parts = [
         Part("engine", "weights", memory.weights, config.model.dtype),
         Part("engine", "activations, sampler", memory.workspace, "estimated"),
         Part("engine", "a layer being updated", memory.reload),
         Part("engine", "CUDA context", CONTEXT, "assumed"),
     ]
+    if config.transport == "nccl":
+        parts += [
+            Part("engine", "transfer buffer", config.sync.buffer_mib * 2**20, "sync.buffer_mib"),
+            Part("engine", "NCCL's buffers", NCCL_BUFFERS, "assumed"),
+        ]
+    return parts
 
 
-def _cache(config: Config, model: ModelSizes, device: Device, fixed: int, left: int) -> int:
+def _cache(config: Config, model: ModelSizes, device: Device, fixed: int, left: int, engines: int, rank: bool) -> int:
     """Bytes for an engine's cache: as configured; what its share leaves; or what is left, as far as it is of use."""
     if config.rollout.gpu_cache_gib is not None:
         return int(config.rollout.gpu_cache_gib * GIB)
     if config.rollout.gpu_memory_share is not None:
         return int(config.rollout.gpu_memory_share * device.memory) - fixed
-    if (limit := config.learner.gpu_memory_share) is not None:
+    if rank and (limit := config.learner.gpu_memory_share) is not None:
         rest = device.memory - int(SPARE * device.memory) - device.used - CONTEXT - int(limit * device.memory)
-        left = min(left, rest // config.rollout.workers - fixed)
+        left = min(left, rest // engines - fixed)
     return min(left, config.rollout.max_sequences * _sequence_bytes(config, model))
 
 

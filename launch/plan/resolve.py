@@ -8,34 +8,34 @@ import psutil
 
 from launch.plan.advice import advise
 from launch.plan.devices import GIB, Device
-from launch.plan.memory_plan import MemoryPlan, plan_memory
+from launch.plan.run_plan import RunPlan, plan_run
 from launch.plan.sizes import folder_sizes
 from launch.plan.table import advice_text
 from shared.config import Config
 from shared.errors import PlanError
 
 
-def resolve_memory(config: Config, device: Device | None) -> tuple[Config, MemoryPlan | None]:
-    """The configuration as it will run, and the plan of the GPU that learner and engines share; device: None where
-    they share none, and there is nothing to split.
+def resolve_memory(config: Config, device: Device | None) -> tuple[Config, RunPlan | None]:
+    """The configuration as it will run, and the plan of its GPUs; device: the smallest of them; None where there are
+    none, and there is nothing to split.
 
     Raises PlanError, with what to change, where GPU or host have no room.
     """
     if device is None:
         return _with_sections(config, learner={"offload_optimizer": config.learner.offload_optimizer is True}), None
     model = folder_sizes(config.model.path)
-    plan = plan_memory(config, model, device)
+    plan = plan_run(config, model, device)
     if not plan.fits:
         raise PlanError(advice_text(plan, advise(config, model, device)))
     check_host(plan)
     return _with_sections(
         config,
-        learner={"offload_optimizer": plan.offload, "gpu_memory_share": plan.learner_share},
-        rollout={"gpu_memory_share": plan.engine_share, "gpu_cache_gib": plan.cache / GIB},
+        learner={"offload_optimizer": plan.learner.offload, "gpu_memory_share": plan.learner.learner_share},
+        rollout={"gpu_memory_share": plan.engine.engine_share, "gpu_cache_gib": plan.engine.cache / GIB},
     ), plan
 
 
-def check_host(plan: MemoryPlan) -> None:
+def check_host(plan: RunPlan) -> None:
     """PlanError where an offloaded optimizer has no room in this machine's memory."""
     if plan.host > (available := psutil.virtual_memory().available):
         raise PlanError(

@@ -17,18 +17,22 @@ import pytest
 
 from launch import marked_processes, ray_cluster
 from launch.marked_processes import lives
+from launch.placement import rollout_names
 from launch.ray_cluster import BEATS_INTERVAL_S
 from launch.supervisor import Ended, ProcessDied
 from rollout.worker import WorkerSpec
-from shared.config import Config
+from shared.config_file import load_config
 from shared.errors import EngineError
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
 
+CONFIG = load_config(None, ["--rollout.workers=5", "--placement.device=cpu"])
+RETURNS, RAISES, KILLED, OTHER, STOPPED = rollout_names(CONFIG)
+
 
 def stand_in() -> type:
     class StandIn:
-        """Does as its name says; has a child that holds a segment and outlives it.
+        """The first returns, the second raises; the others have a child that holds a segment and outlives them.
 
         Local, so that Ray takes it along.
         """
@@ -40,7 +44,7 @@ def stand_in() -> type:
             self.beaten += 1
             return self.beaten
 
-        def run(self, config, spec, log_file):
+        def run(self, config, spec, around):
             import os
             import subprocess
             import time
@@ -48,10 +52,12 @@ def stand_in() -> type:
 
             from shared.errors import EngineError
 
-            if spec.name == "raises":
+            if spec.name == "rollout-1":
                 raise EngineError("no engine")
-            if spec.name == "returns":
+            if spec.name == "rollout-0":
                 return
+            around.make_sockets()
+            log_file = around.log_file
             held = Path(f"/dev/shm/primezero-test-{spec.name}-{os.getpid()}")
             command = f"exec 3>{held}; echo $$ > {log_file}.new; mv {log_file}.new {log_file}; exec sleep 100"
             subprocess.Popen(["bash", "-c", command], start_new_session=True)
@@ -67,13 +73,13 @@ def cluster() -> Iterator[SimpleNamespace]:
         patch.setattr(ray_cluster, "RolloutProcess", stand_in())
         (Path(folder) / "logs").mkdir()
         others = set(psutil.Process().children(recursive=True))
-        with ray_cluster.Cluster(Path(folder), Path(folder) / "logs") as started:
+        with ray_cluster.Cluster(CONFIG, Path(folder), Path(folder)) as started:
             yield SimpleNamespace(processes=started, logs=Path(folder) / "logs", folder=Path(folder), others=others)
 
 
 def start(cluster: SimpleNamespace, name: str) -> tuple[psutil.Process, psutil.Process, Path]:
     """A process that stays: itself, its child, what the child holds."""
-    cluster.processes.start_rollout(Config(), WorkerSpec(name=name, endpoint=""))
+    cluster.processes.start_rollout(CONFIG, WorkerSpec(name=name, endpoint=""))
     log = cluster.logs / f"{name}.log"
     while not log.exists():
         assert cluster.processes.poll(0.1) == []
@@ -102,14 +108,14 @@ def test_ray_s_own_processes_are_known_too_and_nobody_else_can_enter_the_folder(
 
 
 def test_one_that_returns_or_raises_says_what(cluster):
-    for name in ("returns", "raises"):
-        cluster.processes.start_rollout(Config(), WorkerSpec(name=name, endpoint=""))
+    for name in (RETURNS, RAISES):
+        cluster.processes.start_rollout(CONFIG, WorkerSpec(name=name, endpoint=""))
     ended = {}
     while len(ended) < 2:
         ended |= {e.name: e for e in cluster.processes.poll(0.5)}
-    assert ended["returns"] == Ended("returns")
-    assert isinstance(ended["raises"].error, EngineError)
-    assert str(ended["raises"].error) == "no engine"
+    assert ended[RETURNS] == Ended(RETURNS)
+    assert isinstance(ended[RAISES].error, EngineError)
+    assert str(ended[RAISES].error) == "no engine"
     assert cluster.processes.running() == set()
 
 
@@ -130,25 +136,25 @@ def test_ray_listens_on_loopback_alone_and_asks_for_a_token(cluster):
 
 
 def test_of_one_that_was_killed_nothing_is_left_when_it_is_started_again(cluster, capfd):
-    parent, child, held = start(cluster, "killed")
-    _, other_child, other_held = start(cluster, "other")
+    parent, child, held = start(cluster, KILLED)
+    _, other_child, other_held = start(cluster, OTHER)
     cluster.processes._note()  # what a poll does every other second
-    socket = cluster.folder / "killed" / "a-socket-file"
+    socket = cluster.folder / KILLED / "a-socket-file"
     socket.touch()
     parent.kill()
     ended = wait_for_end(cluster)
-    assert ended.name == "killed"
+    assert ended.name == KILLED
     assert isinstance(ended.error, ProcessDied)
     assert lives(child)
-    cluster.processes.end(["killed"])
+    cluster.processes.end([KILLED])
     assert not lives(child)
     assert not held.exists()
     assert lives(other_child)
     assert other_held.exists()
-    again, second_child, _ = start(cluster, "killed")
+    again, second_child, _ = start(cluster, KILLED)
     assert again.pid != parent.pid
     assert not socket.exists()
-    cluster.processes.end(["killed", "other"])
+    cluster.processes.end([KILLED, OTHER])
     assert not lives(second_child)
     assert not lives(other_child)
     assert not other_held.exists()
@@ -159,23 +165,23 @@ def beats_once_asked_again(cluster: SimpleNamespace) -> int:
     for _ in range(2):
         time.sleep(BEATS_INTERVAL_S + 0.5)
         cluster.processes.beats()
-    return cluster.processes.beats()["stopped"]
+    return cluster.processes.beats()[STOPPED]
 
 
 def test_one_that_is_stopped_holds_up_nobody_shows_no_life_and_can_be_ended(cluster):
-    parent, child, held = start(cluster, "stopped")
+    parent, child, held = start(cluster, STOPPED)
     first = beats_once_asked_again(cluster)
     parent.send_signal(signal.SIGSTOP)
     child.send_signal(signal.SIGSTOP)
     for _ in range(4):
         assert cluster.processes.poll(0.5) == []
-    assert "stopped" in cluster.processes.running()
+    assert STOPPED in cluster.processes.running()
     stopped = beats_once_asked_again(cluster)
     parent.send_signal(signal.SIGCONT)
     assert beats_once_asked_again(cluster) > stopped >= first > 0
     time.sleep(0.2)
     parent.send_signal(signal.SIGSTOP)
-    cluster.processes.end(["stopped"])
+    cluster.processes.end([STOPPED])
     assert not lives(parent)
     assert not lives(child)
     assert not held.exists()

@@ -152,7 +152,7 @@ def test_what_cannot_share_a_gpu_is_refused(overrides, named):
 
 
 def test_engines_elsewhere_may_have_a_gpu_to_themselves():
-    words = ["--rollout.gpu_memory_share=0.9", "--learner.gpu_memory_share=0.9", "--sync.transport=nccl"]
+    words = ["--rollout.gpu_memory_share=0.9", "--learner.gpu_memory_share=0.9", "--placement.kind=split"]
     assert load_config(None, words).rollout.gpu_memory_share == 0.9
 
 

@@ -19,7 +19,7 @@ ADAPTERS = {
         "launch/bench/raw_zmq.py",  # what the stream is measured against
     },
     "deepspeed": {"learner/policy.py"},
-    "ray": {"launch/ray_cluster.py"},
+    "ray": {"launch/ray_instance.py"},
     "vllm": {
         "rollout/engine_vllm.py",
         "rollout/engine_core.py",

@@ -7,6 +7,7 @@ import pytest
 from launch.plan.advice import Change, advise, changed
 from launch.plan.devices import DEVICES, GIB, Device
 from launch.plan.memory_plan import CONTEXT, MemoryPlan, plan_memory
+from launch.plan.run_plan import plan_run
 from launch.plan.sizes import model_sizes
 from launch.plan.table import advice_text, plan_table
 from shared.config import Config
@@ -31,7 +32,7 @@ def test_3b_fits_on_one_a100_of_80_gb_with_its_optimizer():
     assert plan.fits
     assert not plan.offload
     assert plan.sequences >= 128
-    shown = plan_table(plan, THREE, "qwen2.5-3b")
+    shown = plan_table(plan_run(single_a100(), THREE, A100), THREE, "qwen2.5-3b")
     assert "offloaded" not in shown
     assert f"{plan.sequences} sequences of 1,536 tokens" in shown
 
@@ -58,13 +59,13 @@ def test_3b_fits_on_40_gb_by_offloading_and_says_so():
     assert plan.fits
     assert plan.offload
     assert plan.host == pytest.approx(18 * THREE.parameters, rel=0.02)
-    assert "the optimizer is offloaded" in plan_table(plan, THREE, "qwen2.5-3b")
+    assert "the optimizer is offloaded" in plan_table(plan_run(single_a100(), THREE, SMALL_A100), THREE, "qwen2.5-3b")
     assert not plan_memory(single_a100(learner__offload_optimizer=False), THREE, SMALL_A100).fits
 
 
 def test_7b_on_40_gb_is_refused_with_what_would_fit():
     config = single_a100()
-    plan = plan_memory(config, SEVEN, SMALL_A100)
+    plan = plan_run(config, SEVEN, SMALL_A100)
     assert not plan.fits
     advice = advise(config, SEVEN, SMALL_A100)
     assert advice.changes == ()

@@ -19,7 +19,8 @@ def test_a_plan_is_shown_and_written(capsys, tmp_path):
     plan = json.loads(file.read_text())
     assert plan["fits"]
     assert plan["advice"] is None
-    assert sum(part["size"] for part in plan["parts"] if part["counted"]) + plan["free"] < plan["device"]["memory"]
+    [gpu] = plan["devices"]
+    assert sum(part["size"] for part in gpu["parts"] if part["counted"]) + gpu["free"] < gpu["device"]["memory"]
 
 
 def test_what_does_not_fit_fails_with_advice(capsys, tmp_path):
@@ -70,7 +71,7 @@ def smi(folder, monkeypatch, script: str) -> None:
 
 
 def test_the_gpu_here_is_what_its_driver_tells(tmp_path, monkeypatch):
-    smi(tmp_path, monkeypatch, "echo 'NVIDIA A100-SXM4-80GB, 81920, 1024'; echo 'another, 1, 0'")
+    smi(tmp_path, monkeypatch, "{TWO}")
     device = device_here()
     assert (device.name, device.memory, device.used) == ("NVIDIA A100-SXM4-80GB", 80 * GIB, GIB)
 

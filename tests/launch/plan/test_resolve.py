@@ -33,10 +33,11 @@ def test_without_a_shared_gpu_nothing_is_split_and_nothing_offloaded(model_folde
 
 def test_on_a_gpu_every_share_is_filled_in(model_folder):
     config, plan = resolve_memory(configured(model_folder), Device("a GPU", 20 * GIB))
+    assert plan.engine is plan.learner
     assert config.learner.offload_optimizer is False
-    assert config.learner.gpu_memory_share == plan.learner_share
-    assert config.rollout.gpu_memory_share == plan.engine_share
-    assert config.rollout.gpu_cache_gib * GIB == plan.cache
+    assert config.learner.gpu_memory_share == plan.learner.learner_share
+    assert config.rollout.gpu_memory_share == plan.engine.engine_share
+    assert config.rollout.gpu_cache_gib * GIB == plan.engine.cache
     again, _ = resolve_memory(config, Device("a GPU", 20 * GIB))
     assert again.rollout.gpu_cache_gib == config.rollout.gpu_cache_gib
 
@@ -51,8 +52,8 @@ def test_a_host_without_room_for_the_optimizer_is_refused(model_folder, monkeypa
 
 
 def test_training_refuses_what_has_no_room_on_its_gpu(format_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.train, "device_here", lambda: Device("a small GPU", GIB))
-    overrides = {"sync.transport": "ipc", "run.folder": tmp_path / "runs", "environment.prompts": "short"}
+    monkeypatch.setattr(launch.train, "devices_here", lambda: [Device("a small GPU", GIB)])
+    overrides = {"placement.device": "cuda", "run.folder": tmp_path / "runs", "environment.prompts": "short"}
     overrides |= {"model.path": format_model, "sampling.max_prompt_tokens": 64, "sampling.max_response_tokens": 12}
     with pytest.raises(PlanError, match=r"a small GPU has 1\.0"):
         train(load_config(None, [f"--{key}={value}" for key, value in overrides.items()]))

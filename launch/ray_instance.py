@@ -1,0 +1,162 @@
+"""Ray itself: an instance of the run's own on this machine, or a cluster that this machine has been joined to."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launch import marked_processes
+from launch.placement import Machine
+from shared.errors import PlacementError
+
+# Read by Ray while it is imported or started. Its workers are niced by default, which would starve them
+# beside anything else on the machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Otherwise the raylet has a page of guesses printed here for every process that dies.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+# Whoever may speak to Ray can have code run here.
+os.environ["RAY_AUTH_MODE"] = "token"
+import psutil
+import ray
+import ray._private.services
+import ray._private.state
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+# The launcher's other modules have Ray from here, with its environment as it has to be.
+__all__ = [
+    "GetTimeoutError",
+    "NodeAffinitySchedulingStrategy",
+    "PlacementGroupSchedulingStrategy",
+    "RayError",
+    "RayTaskError",
+    "forget",
+    "join",
+    "machines",
+    "placement_group",
+    "ray",
+    "start_own",
+]
+
+START_S = 120.0
+ASK_S = 60.0
+CONNECT_S = 10.0
+OBJECT_STORE_BYTES = 100 * 2**20
+TOKEN = secrets.token_hex(32)
+
+
+def start_own(folder: Path, *, mark: str, cpus: int, gpus: int) -> None:
+    """An instance that listens on loopback alone, and keeps its files in a private folder.
+
+    mark: of Ray's own processes; gpus: the first so many that are visible here
+    """
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(TOKEN)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    os.environ.pop("RAY_AUTH_TOKEN", None)  # it would count for more
+    # Ray's own processes have it from here; those of the run are given another.
+    os.environ[marked_processes.VARIABLE] = mark
+    # Its own limits do not cover a process of its that stops in the middle. Killed, it is noticed.
+    late = threading.Timer(START_S, _kill, [mark])
+    late.daemon = True
+    late.start()
+    try:
+        with _loopback():
+            _init(folder, cpus, gpus)
+    finally:
+        late.cancel()
+
+
+def join(address: str) -> None:
+    """Become a client of a running cluster. PlacementError where that cannot be, or where it lets anybody in."""
+    host, _, port = address.rpartition(":")
+    refused = (
+        f"no Ray cluster takes this machine in at placement.ray_address={address}: it is started with `bash "
+        f"launch/cluster.sh head`, every other machine is joined with `bash launch/cluster.sh join {host}:{port}`, and "
+        "all of them have the same ~/.ray/auth_token"
+    )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except OSError as error:
+        raise PlacementError(f"{refused}. Nobody listens there: {error.strerror or error}") from error
+    if _lets_in(address, secrets.token_hex(32)):
+        raise PlacementError(
+            f"the Ray cluster at {address} lets in who has not its token, and with that to every machine of it: start "
+            "it with RAY_AUTH_MODE=token, as `bash launch/cluster.sh head` does"
+        )
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:
+        raise PlacementError(f"{refused}. Ray says: {error}") from error
+
+
+def forget() -> None:
+    """After Ray has been shut down: this process is part of it no more."""
+    os.environ.pop(marked_processes.VARIABLE, None)
+
+
+def machines() -> tuple[Machine, list[Machine]]:
+    """This one, and the others, with what is free of each."""
+    here = ray.get_runtime_context().get_node_id()
+    free = ray._private.state.available_resources_per_node()
+    found = {node["NodeID"]: _machine(node, free.get(node["NodeID"], {})) for node in ray.nodes() if node["Alive"]}
+    return found.pop(here), sorted(found.values(), key=lambda machine: (-machine.gpus, machine.address))
+
+
+def _machine(node: dict[str, Any], free: dict[str, float]) -> Machine:
+    return Machine(node["NodeID"], node["NodeManagerAddress"], free.get("CPU", 0.0), int(free.get("GPU", 0)))
+
+
+def _init(folder: Path, cpus: int, gpus: int) -> None:
+    ray.init(
+        address="local",
+        include_dashboard=False,
+        num_cpus=cpus,
+        num_gpus=gpus,
+        object_store_memory=OBJECT_STORE_BYTES,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        # A folder of its own: Ray lets everybody write there, and workers' sockets are beside it.
+        _temp_dir=str(folder / "ray"),
+        _node_ip_address="127.0.0.1",
+    )
+
+
+def _kill(mark: str) -> None:
+    for process in marked_processes.marked(mark).get(mark, ()):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Ray takes 127.0.0.1 for this machine's outer address, at which all that it starts would then listen."""
+    resolve = ray._private.services.resolve_ip_for_localhost
+    ray._private.services.resolve_ip_for_localhost = lambda host: host
+    try:
+        yield
+    finally:
+        ray._private.services.resolve_ip_for_localhost = resolve
+
+
+def _lets_in(address: str, token: str) -> bool:
+    """Whether who shows this token is let in; asked in another process, since Ray reads its token once."""
+    code = f"from ray._raylet import GcsClient; GcsClient(address={address!r}); print('let in')"
+    env = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_gcs_server_request_timeout_seconds": "1"}
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=ASK_S)
+        return "let in" in asked.stdout
+    return False

@@ -1,0 +1,196 @@
+"""The machines of a run: what of them Ray reserves for it, and what its processes hold on each."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+from launch import ray_instance
+from launch.actors import MachineKeeper
+from launch.local_processes import KILLED_S, LEAVE_S, LocalProcesses
+from launch.placement import Machine, Placement, gpus_needed, learner_names, place
+from launch.private_folder import RECORD_FILE
+from launch.ray_instance import (
+    GetTimeoutError,
+    NodeAffinitySchedulingStrategy,
+    PlacementGroupSchedulingStrategy,
+    RayError,
+    placement_group,
+    ray,
+)
+from shared.config import Config
+from shared.errors import PlacementError, PrimezeroError
+
+# For Ray to start a keeper, or to reserve what is free.
+RESERVE_S = 60.0
+CLOSE_S = 2 * LEAVE_S + 10.0
+START_ATTEMPTS = 3
+LOOPBACK = "127.0.0.1"
+
+
+class Machines:
+    """One machine with a Ray instance of the run's own or, under placement.kind=cluster, those of a Ray cluster.
+
+    What the run holds on each other machine is kept there by a `MachineKeeper`.
+
+    folder: private, on this machine; run_folder: has logs/
+    on_use: told which shared memory the processes have been seen to use on this machine
+    """
+
+    def __init__(
+        self, config: Config, folder: Path, run_folder: Path, on_use: Callable[[Collection[Path]], None]
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._run_folder = run_folder
+        self._local = LocalProcesses(folder, on_use)
+        self._here: Machine | None = None
+        self._placement = Placement((), {})
+        self._group: Any = None
+        # By the machine's id: who keeps it, the private folder there, and what has been asked of it and not answered.
+        self._keepers: dict[str, Any] = {}
+        self._folders: dict[str, Path] = {}
+        self._noting: dict[str, Any] = {}
+
+    def open(self) -> None:
+        """Start or join Ray, and reserve everybody's place. PlacementError where that cannot be."""
+        if self._config.placement.kind == "cluster":
+            ray_instance.join(_address(self._config))
+        else:
+            self._start_ray()
+        self._here, others = ray_instance.machines()
+        placement = place(self._config, self._here, others, cores=os.sched_getaffinity(0))
+        for machine in placement.machines():
+            if machine is not self._here:
+                self._keep(machine)
+        self._check_folders(placement)
+        self._reserve(placement)
+
+    def close(self, shut_down: Callable[[], None]) -> None:
+        """End all that the run has on any machine; `shut_down` has Ray let go of it."""
+
+        def leave() -> None:
+            closing = [keeper.close.remote() for keeper in self._keepers.values()]
+            with contextlib.suppress(RayError, PrimezeroError):  # then its reaper does it
+                ray.wait(closing, num_returns=len(closing), timeout=CLOSE_S) if closing else None
+            shut_down()
+
+        self._local.end_all(leave)
+        ray_instance.forget()
+
+    @property
+    def host(self) -> str:
+        """The address of this machine at which the first learner rank listens."""
+        if self._config.placement.host != "auto":
+            return self._config.placement.host
+        assert self._here is not None
+        return self._here.address if self._config.placement.kind == "cluster" else LOOPBACK
+
+    def folder(self, name: str) -> Path:
+        """The private folder of this start on the machine of the process of this name: its mark begins with it."""
+        return self._folders.get(self._placement.places[name].machine.id, self._folder)
+
+    def cores(self, name: str) -> tuple[int, ...]:
+        """That the process is to keep to; none: to no ones."""
+        return self._placement.places[name].cores
+
+    def options(self, name: str) -> dict[str, Any]:
+        """Of the actor of this name, for Ray."""
+        at = self._placement.places[name]
+        strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=at.bundle)
+        return {"num_cpus": at.cpus, "num_gpus": at.gpus, "scheduling_strategy": strategy}
+
+    def note(self) -> None:
+        """Have it remembered what the run's processes are and use, since the dead cannot be asked."""
+        self._local.note()
+        for id, keeper in self._keepers.items():
+            if id not in self._noting or ray.wait([self._noting[id]], timeout=0)[0]:
+                self._noting[id] = keeper.note.remote()
+
+    def end(self, names: Collection[str]) -> None:
+        """End what is left of these processes. Raises PrimezeroError when one cannot be killed."""
+        left = self._local.end(names)
+        for keeper in self._keepers.values():
+            with contextlib.suppress(RayError):  # the machine is gone, and with it all that was there
+                left += ray.get(keeper.end.remote(names), timeout=2 * (LEAVE_S + KILLED_S))
+        if left:
+            raise PrimezeroError(
+                f"a process of {' and '.join(names)} cannot be killed (pid {', '.join(map(str, left))}), so none is "
+                "started in its place: is a device or a file system stuck?"
+            )
+
+    def _start_ray(self) -> None:
+        cpus, gpus = len(os.sched_getaffinity(0)), gpus_needed(self._config)
+        for attempt in range(1, START_ATTEMPTS + 1):
+            try:
+                return ray_instance.start_own(self._folder, mark=self._local.mark("ray"), cpus=cpus, gpus=gpus)
+            except PrimezeroError:  # an interrupt
+                raise
+            except Exception as error:
+                self.close(ray.shutdown)
+                # Ray gives its own processes 30 s, which a busy machine may exceed.
+                if attempt == START_ATTEMPTS:
+                    raise PrimezeroError(
+                        f"Ray did not start in {attempt} attempts: {error} It keeps its sockets in {self._folder}: is "
+                        "that path short (TMPDIR), is there room, is the machine very busy?"
+                    ) from error
+        raise AssertionError("unreachable")
+
+    def _keep(self, machine: Machine) -> None:
+        options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(machine.id, soft=False)}
+        keeper = ray.remote(MachineKeeper).options(**options).remote(self._run_folder, machine.address)
+        try:
+            self._folders[machine.id] = ray.get(keeper.folder.remote(), timeout=RESERVE_S)
+        except (RayError, ImportError) as error:
+            raise PlacementError(
+                f"machine {machine.address} cannot take part: {error}. It needs this very installation at the same "
+                f"path, and a place of this user's own at {self._run_folder}"
+            ) from error
+        self._keepers[machine.id] = keeper
+
+    def _check_folders(self, placement: Placement) -> None:
+        """Every machine has the model; one with learner ranks also this very run folder: they write checkpoints."""
+        model, record = self._config.model.path / "config.json", self._run_folder / RECORD_FILE
+        with_ranks = {placement.places[name].machine.id for name in learner_names(self._config)}
+        for machine in placement.machines():
+            if (keeper := self._keepers.get(machine.id)) is None:
+                continue
+            if ray.get(keeper.read.remote(model), timeout=RESERVE_S) != model.read_bytes():
+                raise PlacementError(
+                    f"machine {machine.address} does not have this model at {self._config.model.path}: every machine "
+                    "needs a copy there"
+                )
+            if machine.id in with_ranks and ray.get(keeper.read.remote(record), timeout=RESERVE_S) != _content(record):
+                raise PlacementError(
+                    f"learner ranks on {machine.address} would write their parts of a checkpoint where this machine "
+                    "does not find them: put the run on a file system that both share (--run.folder), or lower "
+                    "learner.ranks to the GPUs of this machine"
+                )
+
+    def _reserve(self, placement: Placement) -> None:
+        bundles = [{"CPU": bundle.cpus} | ({"GPU": bundle.gpus} if bundle.gpus else {}) for bundle in placement.bundles]
+        where = [{"ray.io/node-id": bundle.machine.id} for bundle in placement.bundles]
+        self._group = placement_group(bundles, strategy="PACK", bundle_label_selector=where)
+        try:
+            ray.get(self._group.ready(), timeout=RESERVE_S)
+        except GetTimeoutError as error:
+            raise PlacementError(
+                f"Ray does not reserve what was free a moment ago ({bundles}): has another run taken it? Try again"
+            ) from error
+        self._placement = placement
+
+
+def _address(config: Config) -> str:
+    if config.placement.ray_address is None:
+        raise PlacementError(
+            "placement.kind=cluster needs --placement.ray_address host:port: `bash launch/cluster.sh head` starts a "
+            "Ray cluster, and says which"
+        )
+    return config.placement.ray_address
+
+
+def _content(file: Path) -> bytes | None:
+    return file.read_bytes() if file.exists() else None
