@@ -1,0 +1,89 @@
+# Sourced by single_a100.sh, second_gpu.sh and cluster.sh: what a training run on GPUs does before it starts.
+# Expects `name` (of the script), `config`, `fewest_gpus` (that this machine needs) and `assumed_gpus` (of a dry run
+# without them, in words). After `read_words "$@"`: `dry_run`, `overrides`. After `prepare`: `gpus`, how many there are.
+hub_model=Qwen/Qwen2.5-3B-Instruct
+model=${MODEL:-models/Qwen2.5-3B-Instruct}
+dry_run=
+overrides=()
+
+say() { echo "$name: $*"; }
+fail() { echo "$name: $*" >&2; exit 1; }
+
+read_words() {
+  local word
+  for word in "$@"; do
+    if [ "$word" = --dry-run ]; then dry_run=1; else overrides+=("$word"); fi
+  done
+}
+
+check_gpus() {
+  local found
+  found=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null) || found=
+  gpus=$(printf '%s' "$found" | grep -c . || true)
+  if [ -n "$found" ]; then printf '%s\n' "$found" | sed "s/^/$name: GPU: /"; fi
+  if [ "$gpus" -ge "$fewest_gpus" ]; then return; fi
+  if [ "$gpus" -eq 0 ]; then
+    [ -n "$dry_run" ] ||
+      fail "no GPU was found: nvidia-smi tells of none. Is the driver installed? (--dry-run needs none)"
+    say "no GPU was found; the plan below is for $assumed_gpus"
+    return
+  fi
+  [ -n "$dry_run" ] || fail "$gpus GPU was found, and $fewest_gpus are needed: $too_few"
+  say "$gpus GPU was found, and $fewest_gpus are needed; the plan below is for $assumed_gpus"
+}
+
+set_up() {
+  if [ -n "$dry_run" ] && [ -x .venv/bin/primezero ]; then return; fi
+  if [ -n "$dry_run" ] && [ "$gpus" -eq 0 ]; then bash launch/setup.sh cpu; else bash launch/setup.sh gpu; fi
+}
+
+check_driver() {
+  if [ "$gpus" -eq 0 ]; then return; fi
+  .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
+    fail "PyTorch cannot use the GPU: the driver is older than its CUDA, or this is not the gpu environment" \
+      "(remove .venv and run bash launch/setup.sh gpu)"
+}
+
+# The model's folder, or nothing where the dry run has to do with the shape of the model.
+find_model() {
+  if [ -f "$model/config.json" ]; then return; fi
+  if [ -n "${MODEL:-}" ]; then fail "MODEL=$MODEL is no model folder: config.json is missing"; fi
+  if [ -n "$dry_run" ]; then
+    say "$model is not there: a run downloads $hub_model into it; the plan below is for its shape, qwen2.5-3b"
+    return
+  fi
+  say "downloading $hub_model into $model (6 GB)"
+  .venv/bin/hf download "$hub_model" --local-dir "$model" --exclude "*.bin" "*.pth" >/dev/null ||
+    fail "$hub_model cannot be downloaded here. Put its files (config.json, *.safetensors, tokenizer*.json," \
+      "generation_config.json) into $PWD/$model, or name a folder that has them with MODEL=folder"
+}
+
+# Everything that is checked and set up before a run, or before the plan of a dry run.
+prepare() {
+  [ -f "$config" ] || fail "CONFIG=$config does not exist"
+  check_gpus
+  set_up
+  # For ninja too, which compiles an offloaded optimizer.
+  export PATH="$PWD/.venv/bin:$PATH"
+  # Memory that PyTorch expands cannot be shared with the engine.
+  unset PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF
+  check_driver
+  say "disk: $(df -h --output=avail . | tail -n 1 | tr -d ' ') free here (a run with Qwen2.5-3B takes about 130 GB)"
+  say "memory: $(free -h | awk '/^Mem:/ {print $7}') available"
+  find_model
+}
+
+# Trains or, in a dry run, shows the plan; words are overrides that come before the user's own.
+plan_or_train() {
+  local words=("$@" ${overrides[@]+"${overrides[@]}"}) resume=()
+  if [ -n "$dry_run" ]; then
+    local shown=$model device=()
+    [ -f "$model/config.json" ] || shown=qwen2.5-3b
+    [ "$gpus" -gt 0 ] || device=(--device a100-80gb)
+    primezero plan --model "$shown" ${device[@]+"${device[@]}"} --config "$config" ${words[@]+"${words[@]}"}
+    say "dry run: nothing was started"
+    exit 0
+  fi
+  [ -z "${RESUME:-}" ] || resume=(--resume)
+  exec primezero train --config "$config" --model.path "$model" ${resume[@]+"${resume[@]}"} ${words[@]+"${words[@]}"}
+}
