@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launch.bench.started_run import StartedRun
+from launch.bench.started_run import CONFIG, StartedRun
 from launch.segments import existing, used_by
 from learner.audit import audit
 
@@ -26,11 +26,13 @@ SMALL = {
 class Run(StartedRun):
     """A small `primezero train` of its own, whose output is read line by line."""
 
-    def __init__(self, folder: Path, model: Path, name: str = "test-run", **overrides: object) -> None:
+    def __init__(
+        self, folder: Path, model: Path, name: str = "test-run", config: Path = CONFIG, **overrides: object
+    ) -> None:
         self.model = model
         # Short, for the sockets in it.
         temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
-        super().__init__(folder / name, SMALL | {"model.path": model} | overrides, temporary=temporary)
+        super().__init__(folder / name, SMALL | {"model.path": model} | overrides, temporary=temporary, config=config)
 
     def wait_for(self, pattern: str) -> str:
         """Read the output up to the line that matches."""

@@ -26,7 +26,7 @@ _TAIL_LINES = 15
 
 
 class StartedRun:
-    """The CPU demo's configuration with `settings`, in the run folder `folder`.
+    """A configuration, by default the CPU demo's, with `settings`, in the run folder `folder`.
 
     temporary: where its processes keep temporary files; short, for the sockets in it
     output: takes what it prints; by default a pipe, `process.stdout`
@@ -39,12 +39,13 @@ class StartedRun:
         *,
         temporary: Path,
         output: int | IO[str] = subprocess.PIPE,
+        config: Path = CONFIG,
     ) -> None:
         self.folder, self.temporary = folder, temporary
         self._mark = uuid.uuid4().hex
         settings = {"run.folder": folder.parent, "run.name": folder.name, **settings}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "train", "--config", str(CONFIG)]
+            [sys.executable, "-m", "launch.cli", "train", "--config", str(config)]
             + [f"--{key}={value}" for key, value in settings.items()],
             env=os.environ | {VARIABLE: self._mark, "TMPDIR": str(temporary)},
             cwd=ROOT,
