@@ -1,6 +1,7 @@
 # Sourced by single_a100.sh, second_gpu.sh and cluster.sh: what a training run on GPUs does before it starts.
 # Expects `name` (of the script), `config`, `fewest_gpus` (that this machine needs) and `assumed_gpus` (of a dry run
 # without them, in words). After `read_words "$@"`: `dry_run`, `overrides`. After `prepare`: `gpus`, how many there are.
+set -euo pipefail
 hub_model=Qwen/Qwen2.5-3B-Instruct
 model=${MODEL:-models/Qwen2.5-3B-Instruct}
 dry_run=

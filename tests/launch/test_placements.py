@@ -3,35 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
-from pathlib import Path
 
 import pytest
+from placed_runs import CONFIGS, TINY
 from whole_runs import check_records
 
 from shared.config_file import load_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
-
-CONFIGS = Path(__file__).parents[2] / "launch/configs"
-# Two workers and two ranks, of the tiny model.
-TINY = {
-    "placement.device": "cpu",
-    "rollout.workers": 2,
-    "learner.ranks": 2,
-    "rollout.max_sequences": 64,
-    "rollout.max_open_tickets": 128,
-    "model.dtype": "float32",
-    "environment.prompts": "short",
-    "environment.max_prime": 13,
-    "sampling.max_prompt_tokens": 64,
-    "sampling.max_response_tokens": 12,
-    "run.steps": 3,
-    "run.checkpoint_every": 0,
-    "selfplay.references": 3,
-    "learner.lr": 1e-3,
-    "learner.max_tokens": 1024,
-}
 
 
 def test_second_gpu_s_configuration_runs_on_the_cpu_with_two_workers_and_two_ranks(start):

@@ -2,52 +2,27 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+import launch_scripts
 import pytest
-
-ROOT = Path(__file__).parents[2]
-GPU = "echo 'NVIDIA A100-SXM4-80GB, 580.65.06, 81920 MiB'"
+from launch_scripts import ROOT, make_gpu_tree, make_tree, write
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A checkout with the script, its configuration, and this environment as its .venv."""
-    (tmp_path / "launch").mkdir()
-    shutil.copy(ROOT / "launch/single_a100.sh", tmp_path / "launch")
-    shutil.copytree(ROOT / "launch/configs", tmp_path / "launch/configs")
-    (tmp_path / ".venv").mkdir()
-    (tmp_path / ".venv/bin").symlink_to(Path(sys.executable).parent)
-    return tmp_path
+    return make_tree(tmp_path)
 
 
 @pytest.fixture
-def gpu_tree(tree: Path) -> Path:
-    """A checkout on a machine with a driver; of its environment everything does nothing but tell what it was asked."""
-    (tree / ".venv/bin").unlink()
-    for name in ("primezero", "hf", "python"):
-        write(tree / ".venv/bin" / name, f'echo "{name} $*"')
-    write(tree / "bin/nvidia-smi", GPU)
-    write(tree / "launch/setup.sh", 'echo "setup $*"')
-    return tree
-
-
-def write(path: Path, script: str) -> None:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
+def gpu_tree(tmp_path: Path) -> Path:
+    return make_gpu_tree(tmp_path)
 
 
 def run(tree: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    path = f"{tree / 'bin'}:{os.environ['PATH']}"
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PATH": path} | environment
-    script = ["bash", str(tree / "launch/single_a100.sh"), *words]
-    return subprocess.run(script, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return launch_scripts.run(tree, "single_a100.sh", *words, **environment)
 
 
 def test_a_dry_run_without_a_gpu_shows_everything_and_starts_nothing(tree):
