@@ -20,7 +20,8 @@ RECORD_FILE = "leftovers.json"
 class PrivateFolder:
     """What is held is kept on record in the run's folder; see `private_folder`.
 
-    machine: another than the launcher's, whose record has its name, since machines may share the run's folder
+    machine: another than the launcher's, where an actor of Ray's has this folder; its record has the machine's name,
+    since machines may share the run's folder
     """
 
     def __init__(self, run_folder: Path, machine: str = "") -> None:
@@ -29,7 +30,7 @@ class PrivateFolder:
         self._record = run_folder / _of(machine, RECORD_FILE)
         self._held = Leftovers.of(self.path)
         self._held.write(self._record)
-        self._reaper = Reaper(self._record, self.path, run_folder / _of(machine, LOG_FILE))
+        self._reaper = Reaper(self._record, self.path, run_folder / _of(machine, LOG_FILE), apart=bool(machine))
 
     def note(self, used: Collection[Path]) -> None:
         """Have the shared memory that the start's processes use on record; see to it that there is a reaper."""

@@ -20,6 +20,7 @@ from launch.marked_processes import VARIABLE
 
 LOG_FILE = "logs/reaper.log"
 GOODBYE_S = 5.0
+_APART = "apart"
 _ROOT = Path(__file__).parents[1]
 
 
@@ -27,10 +28,11 @@ class Reaper:
     """The launcher's hold on its reaper: a pipe, whose end says without a word that the launcher is dead.
 
     record: of what is held (`Leftovers`); folder: the private folder that it is of; log: takes what the reaper says
+    apart: whether it has to be the child of a child: Ray, when it ends an actor, kills the children of that
     """
 
-    def __init__(self, record: Path, folder: Path, log: Path) -> None:
-        self._command = [sys.executable, "-m", "launch.reaper", str(record), str(folder)]
+    def __init__(self, record: Path, folder: Path, log: Path, *, apart: bool = False) -> None:
+        self._command = [sys.executable, "-m", "launch.reaper", str(record), str(folder), *([_APART] if apart else [])]
         self._log = log
         self._process = self._start()
 
@@ -80,7 +82,10 @@ def main(arguments: Sequence[str]) -> None:
     """Wait for the launcher's end, and remove what it leaves unless it says that it has done so."""
     for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(each, signal.SIG_IGN)
-    record, folder = map(Path, arguments)
+    record, folder = map(Path, arguments[:2])
+    if arguments[2:] == [_APART] and (child := os.fork()):
+        os.waitpid(child, 0)
+        return
     if sys.stdin.buffer.read(1):
         return
     left = Leftovers.read(record)

@@ -131,7 +131,7 @@ def test_gpus_are_counted_before_there_are_any(config, needed):
             configured("split", placement__pin_cores="true"),
             machine(gpus=2),
             [],
-            r"pin_cores=true is for the CPU of one",
+            r"pin_cores=true is for the CPU",
         ),
         (
             configured("split", "cpu", workers=5, ranks=4, placement__pin_cores="true"),
