@@ -18,8 +18,9 @@ torch.distributed.destroy_process_group()
 """
 
 
-def test_ranks_listen_on_loopback_alone():
-    env = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
+def listening(address: str) -> list[set[str]]:
+    """Where each of two ranks listens that meet at this address, and speak over the loopback interface."""
+    env = os.environ | {"MASTER_ADDR": address, "MASTER_PORT": str(free_port()), "GLOO_SOCKET_IFNAME": "lo"}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT],
@@ -31,4 +32,13 @@ def test_ranks_listen_on_loopback_alone():
     ]
     said = [rank.communicate(timeout=100)[0].split() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
-    assert said == [["0", "127.0.0.1"], ["1", "127.0.0.1"]]
+    assert [number for number, *_ in said] == ["0", "1"]
+    return [set(where) for _, *where in said]
+
+
+def test_ranks_listen_on_loopback_alone():
+    assert listening("127.0.0.1") == [{"127.0.0.1"}, {"127.0.0.1"}]
+
+
+def test_ranks_meet_at_the_address_that_is_configured_and_at_no_other():
+    assert listening("127.0.0.2") == [{"127.0.0.2", "127.0.0.1"}, {"127.0.0.1"}]

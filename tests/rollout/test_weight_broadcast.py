@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import psutil
 import pytest
 import torch
 from plain_engine import DictSource, PlainClient, PlainEngine, expect_error, same, some_weights
@@ -33,9 +34,29 @@ def engine() -> PlainEngine:
     )
 
 
-def transport(client: PlainClient, source: DictSource, timeout_s: float = 30.0) -> BroadcastTransport:
-    settings = Settings(torch.float32, 1000, timeout_s, "127.0.0.1")
+def transport(
+    client: PlainClient, source: DictSource, timeout_s: float = 30.0, address: str = "127.0.0.1"
+) -> BroadcastTransport:
+    settings = Settings(torch.float32, 1000, timeout_s, address)
     return BroadcastTransport(client, source, settings, device=CPU, make_root=GlooRoot)
+
+
+def listening() -> set[tuple[str, int]]:
+    connections = psutil.Process().net_connections("tcp")
+    return {tuple(c.laddr) for c in connections if c.status == psutil.CONN_LISTEN}
+
+
+def test_the_group_meets_at_the_address_that_is_configured_and_at_no_other() -> None:
+    source, before = DictSource(some_weights()), listening()
+    client = PlainClient([engine()])
+    sender = transport(client, source, address="127.0.0.2")
+    sender.connect()
+    sender.send(1)
+    assert same(client.members[0], source.weights)
+    opened = {host.removeprefix("::ffff:") for host, _ in listening() - before}
+    # The member, which is this process here, listens at its own address on the way there.
+    assert opened == {"127.0.0.2", "127.0.0.1"}
+    sender.close()
 
 
 def test_every_member_gets_every_version_and_the_group_follows_the_members() -> None:

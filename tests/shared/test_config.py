@@ -53,6 +53,13 @@ def test_command_line_beats_file_beats_default(tmp_path):
         (["--learner.lr.x", "1"], "learner.lr"),
         (["--learner.zero_stage", "4"], "learner.zero_stage"),
         (["--run.name", "../elsewhere"], "run.name"),
+        (["--placement.kind", "spread"], "placement.kind"),
+        (["--placement.host", "0.0.0.0"], "placement.host"),
+        (["--placement.host", "a b"], "placement.host"),
+        (["--placement.kind", "cluster", "--placement.ray_address", "10.0.0.1"], "placement.ray_address"),
+        (["--placement.ray_address", "10.0.0.1:6379"], "for kind=cluster"),
+        (["--placement.kind", "split", "--sync.transport", "ipc"], "sync.transport=ipc is not for"),
+        (["--placement.kind", "cluster", "--sync.transport", "shm"], "use nccl, or auto"),
         (["--sync.every", "5", "--run.evaluate_every", "5"], "selfplay.max_staleness"),
         (["--sync.every", "2", "--run.evaluate_every", "5"], "run.evaluate_every"),
         (["--environment.min_prime", "24", "--environment.max_prime", "28"], "no prime"),
@@ -162,3 +169,28 @@ def test_offloading_is_decided_or_left_to_the_plan(word, value, tmp_path):
     assert config.learner.offload_optimizer == value
     (tmp_path / "config.toml").write_text(dump_toml(config))
     assert load_config(tmp_path / "config.toml") == config
+
+
+CLUSTER = ["--placement.kind=cluster", "--placement.ray_address=10.0.0.1:6379"]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_the_stream_of_a_cluster_is_not_at_an_address_that_this_machine_alone_reaches(host):
+    with pytest.raises(ConfigError, match="cannot be reached from the other machines"):
+        load_config(None, [*CLUSTER, f"--stream.endpoint=tcp://{host}:5555"])
+    assert load_config(None, [*CLUSTER, "--stream.endpoint=tcp://10.0.0.1:5555"]).placement.kind == "cluster"
+
+
+@pytest.mark.parametrize(
+    ("kind", "device", "transport"),
+    [
+        ("colocated", "cpu", "shm"),
+        ("colocated", "cuda", "ipc"),
+        ("split", "cpu", "shm"),
+        ("split", "cuda", "nccl"),
+        ("cluster", "cpu", "nccl"),
+        ("cluster", "cuda", "nccl"),
+    ],
+)
+def test_weights_travel_as_the_placement_needs_it(kind, device, transport):
+    assert load_config(None, [f"--placement.kind={kind}", f"--placement.device={device}"]).transport == transport

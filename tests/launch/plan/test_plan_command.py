@@ -6,7 +6,7 @@ import pytest
 
 from launch.cli import main
 from launch.plan import devices
-from launch.plan.devices import GIB, device_here
+from launch.plan.devices import GIB, device_here, devices_here, smallest
 from shared.errors import InstallationError
 
 CONFIG = ["--config", "launch/configs/single_a100.toml"]
@@ -70,10 +70,35 @@ def smi(folder, monkeypatch, script: str) -> None:
     monkeypatch.setattr(devices.shutil, "which", lambda _: str(program))
 
 
-def test_the_gpu_here_is_what_its_driver_tells(tmp_path, monkeypatch):
-    smi(tmp_path, monkeypatch, "{TWO}")
+LISTED = """cat <<'END'
+0, GPU-aaaa-1, NVIDIA A100-SXM4-80GB, 81920, 1024
+1, GPU-bbbb-2, another, 40960, 0
+END"""
+
+
+def test_the_gpus_here_are_what_their_driver_tells(tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch, LISTED)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     device = device_here()
     assert (device.name, device.memory, device.used) == ("NVIDIA A100-SXM4-80GB", 80 * GIB, GIB)
+    assert [each.name for each in devices_here()] == ["NVIDIA A100-SXM4-80GB", "another"]
+    assert smallest(devices_here()).name == "another"
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"), [("1", ["another"]), ("1,0", ["another", "NVIDIA A100-SXM4-80GB"]), ("GPU-bb", ["another"])]
+)
+def test_only_gpus_that_may_be_seen_count(tmp_path, monkeypatch, visible, seen):
+    smi(tmp_path, monkeypatch, LISTED)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [each.name for each in devices_here()] == seen
+
+
+def test_none_that_may_be_seen_is_none(tmp_path, monkeypatch):
+    smi(tmp_path, monkeypatch, LISTED)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    with pytest.raises(InstallationError, match="CUDA_VISIBLE_DEVICES=7 is none of this machine's"):
+        devices_here()
 
 
 @pytest.mark.parametrize("script", ["exit 9", "true", "echo 'No devices were found'"])

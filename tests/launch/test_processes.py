@@ -1,0 +1,66 @@
+"""What processes do to keep to their place on a machine."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from launch.processes import free_port, listen_towards
+from shared.config_placement import is_loopback
+from shared.errors import PlacementError
+
+
+@pytest.fixture
+def interfaces(monkeypatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "another")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "localhost"])
+def test_where_ranks_are_on_one_machine_they_listen_on_loopback(interfaces, host):
+    listen_towards(host)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+    assert os.environ["NCCL_SOCKET_IFNAME"] == "=lo"
+
+
+def test_towards_an_outer_address_of_this_machine_the_interface_that_has_it_is_used(interfaces):
+    outer = [
+        (name, each.address)
+        for name, addresses in psutil.net_if_addrs().items()
+        for each in addresses
+        if each.family.name == "AF_INET" and not is_loopback(each.address)
+    ]
+    if not outer:
+        pytest.skip("this machine has no address but loopback")
+    name, address = outer[0]
+    listen_towards(address)
+    assert os.environ["GLOO_SOCKET_IFNAME"] == name
+    assert os.environ["NCCL_SOCKET_IFNAME"] == f"={name}"
+
+
+def test_a_port_is_free_at_the_address_asked_for():
+    assert 0 < free_port("127.0.0.2") < 2**16
+    with pytest.raises(PlacementError, match=r"listen at 203\.0\.113\.7 .*placement\.host"):
+        free_port("203.0.113.7")
+
+
+def test_every_thread_and_child_keeps_to_its_cores():
+    core = min(os.sched_getaffinity(0))
+    code = (
+        "import os, subprocess, sys, threading\n"
+        "from launch.processes import keep_to\n"
+        "go, said = threading.Event(), []\n"
+        "other = threading.Thread(target=lambda: (go.wait(), said.append(os.sched_getaffinity(0))))\n"
+        "other.start()\n"
+        f"keep_to([{core}])\n"
+        "go.set(); other.join()\n"
+        "ask = [sys.executable, '-c', 'import os; print(os.sched_getaffinity(0))']\n"
+        "child = subprocess.check_output(ask, text=True)\n"
+        "print(os.sched_getaffinity(0), *said, child.strip())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split() == [f"{{{core}}}"] * 3
