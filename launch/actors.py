@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.local_processes import LocalProcesses
+from launch.plan.devices import devices_here, smallest
 from launch.private_folder import PrivateFolder, remove_leftovers
 from launch.processes import be_private, keep_to, listen_towards, log_to_file
 from learner.progress import Summary
@@ -115,6 +116,12 @@ class MachineKeeper:
     def read(self, file: Path) -> bytes | None:
         """A small file; None where there is none here."""
         return file.read_bytes() if file.is_file() else None
+
+    def gpu_memory(self) -> int:
+        """Bytes of the smallest GPU of this machine."""
+        if not os.environ.get("CUDA_VISIBLE_DEVICES"):  # Ray has hidden them from who asks for none
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        return smallest(devices_here()).memory
 
     def note(self) -> None:
         """As `LocalProcesses.note`."""

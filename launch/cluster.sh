@@ -15,7 +15,7 @@ assumed_gpus="machines with A100 of 80 GB"
 . launch/gpu_run.sh
 
 # Whoever has Ray's token can have code run on every machine.
-export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
 token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 
 start_head() {

@@ -139,6 +139,27 @@ def place(config: Config, here: Machine, others: Sequence[Machine] = (), *, core
     return _pinned(config, _reserve([*workers, *ranks], gpus, {load.machine.id: load for load in loads}), cores)
 
 
+def describe(config: Config, placement: Placement) -> list[str]:
+    """What of it is worth a line on the screen."""
+    lines, machines = [], placement.machines()
+    for machine in machines:
+        own = {name: at for name, at in placement.places.items() if at.machine == machine}
+        if len(machines) > 1:
+            lines.append(f"on {machine.address}: {', '.join(sorted(own))}")
+        threads = sum(
+            config.rollout.threads if name in rollout_names(config) else config.learner.threads for name in own
+        )
+        if threads > machine.cores:
+            lines.append(f"{threads} threads on {machine.cores:g} cores: the processes share them")
+        if pinned := [f"{name} {_listed(at.cores)}" for name, at in own.items() if at.cores]:
+            lines.append(f"each process has cores of its own: {', '.join(pinned)}")
+    return lines
+
+
+def _listed(cores: Iterable[int]) -> str:
+    return "+".join(map(str, cores))
+
+
 def _groups(config: Config) -> tuple[list[_Group], list[_Group]]:
     """Of ranks, the first with who shares its GPU; and of workers."""
     rollout, learner = config.rollout, config.learner

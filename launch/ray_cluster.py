@@ -73,6 +73,10 @@ class Cluster:
         """The address of this machine at which the first learner rank listens."""
         return self._machines.host
 
+    def described(self) -> list[str]:
+        """Where the processes are, in lines for the screen."""
+        return self._machines.described()
+
     def _end(self) -> None:
         def shut_down() -> None:
             with contextlib.suppress(PrimezeroError):  # what does not leave is killed

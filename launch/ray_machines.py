@@ -11,7 +11,8 @@ from typing import Any
 from launch import ray_instance
 from launch.actors import MachineKeeper
 from launch.local_processes import KILLED_S, LEAVE_S, LocalProcesses
-from launch.placement import Machine, Placement, gpus_needed, learner_names, place
+from launch.placement import Machine, Placement, describe, gpus_needed, learner_names, place
+from launch.plan.devices import GIB, devices_here, smallest
 from launch.private_folder import RECORD_FILE
 from launch.ray_instance import (
     GetTimeoutError,
@@ -66,7 +67,7 @@ class Machines:
         for machine in placement.machines():
             if machine is not self._here:
                 self._keep(machine)
-        self._check_folders(placement)
+        self._check_others(placement)
         self._reserve(placement)
 
     def close(self, shut_down: Callable[[], None]) -> None:
@@ -88,6 +89,10 @@ class Machines:
             return self._config.placement.host
         assert self._here is not None
         return self._here.address if self._config.placement.kind == "cluster" else LOOPBACK
+
+    def described(self) -> list[str]:
+        """The placement, in lines for the screen."""
+        return describe(self._config, self._placement)
 
     def folder(self, name: str) -> Path:
         """The private folder of this start on the machine of the process of this name: its mark begins with it."""
@@ -151,23 +156,31 @@ class Machines:
             ) from error
         self._keepers[machine.id] = keeper
 
-    def _check_folders(self, placement: Placement) -> None:
-        """Every machine has the model; one with learner ranks also this very run folder: they write checkpoints."""
+    def _check_others(self, placement: Placement) -> None:
+        """That every other machine has the model, and GPUs as large as the plan takes them to be; one with learner
+        ranks also this very run folder, since they write their parts of checkpoints there."""
         model, record = self._config.model.path / "config.json", self._run_folder / RECORD_FILE
         with_ranks = {placement.places[name].machine.id for name in learner_names(self._config)}
+        with_gpus = self._config.placement.resolved_device == "cuda"
         for machine in placement.machines():
-            if (keeper := self._keepers.get(machine.id)) is None:
+            keeper = self._keepers.get(machine.id)
+            if keeper is None:
                 continue
-            if ray.get(keeper.read.remote(model), timeout=RESERVE_S) != model.read_bytes():
+            if _ask(keeper.read.remote(model)) != model.read_bytes():
                 raise PlacementError(
                     f"machine {machine.address} does not have this model at {self._config.model.path}: every machine "
                     "needs a copy there"
                 )
-            if machine.id in with_ranks and ray.get(keeper.read.remote(record), timeout=RESERVE_S) != _content(record):
+            if machine.id in with_ranks and _ask(keeper.read.remote(record)) != record.read_bytes():
                 raise PlacementError(
                     f"learner ranks on {machine.address} would write their parts of a checkpoint where this machine "
                     "does not find them: put the run on a file system that both share (--run.folder), or lower "
                     "learner.ranks to the GPUs of this machine"
+                )
+            if with_gpus and (there := _ask(keeper.gpu_memory.remote())) < smallest(devices_here()).memory:
+                raise PlacementError(
+                    f"machine {machine.address} has a GPU of {there / GIB:.1f} GiB, less than those of this machine, "
+                    "which the memory plan is made for: give the command on that machine"
                 )
 
     def _reserve(self, placement: Placement) -> None:
@@ -192,5 +205,5 @@ def _address(config: Config) -> str:
     return config.placement.ray_address
 
 
-def _content(file: Path) -> bytes | None:
-    return file.read_bytes() if file.exists() else None
+def _ask(answer: Any) -> Any:
+    return ray.get(answer, timeout=RESERVE_S)

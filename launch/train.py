@@ -107,6 +107,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
             Cluster(config, private.path, run_folder.path, on_use=private.note) as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
+            print("".join(f"{line}\n" for line in cluster.described()), end="", flush=True)
             endpoint = _endpoint(config, cluster.host, private.path)
             learner_keys, worker_keys = make_keys() if endpoint.startswith("tcp://") else (None, None)
             learner = LearnerSpec(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.placement import Machine, Placement, gpus_needed, place
+from launch.placement import Machine, Placement, describe, gpus_needed, place
 from shared.config import Config
 from shared.config_file import load_config
 from shared.errors import PlacementError
@@ -172,3 +172,21 @@ def test_nobody_is_pinned_where_that_leaves_cores_idle_or_there_are_too_few(over
 def test_asked_for_cores_are_kept_to_even_where_sides_take_turns():
     config = configured("colocated", "cpu", selfplay__max_staleness=0, placement__pin_cores="true")
     assert cores(place(config, machine(), cores=range(2))) == {"rollout-0": (0,), "learner-0": (1,)}
+
+
+def test_what_is_out_of_the_ordinary_is_said():
+    def said(config: Config, *machines: Machine) -> list[str]:
+        return describe(config, place(config, *machines[:1], machines[1:], cores=range(2)))
+
+    assert said(configured("colocated", "cpu", selfplay__max_staleness=0), machine(cores=2)) == []
+    assert said(configured("split"), machine(gpus=2)) == []
+    assert said(configured("split", "cpu", workers=2, ranks=2), machine(cores=2)) == [
+        "4 threads on 2 cores: the processes share them"
+    ]
+    assert said(configured("colocated", "cpu"), machine(cores=2)) == [
+        "each process has cores of its own: rollout-0 0, learner-0 1"
+    ]
+    assert said(configured("cluster"), machine(gpus=1), machine("b", gpus=1)) == [
+        "on b: rollout-0",
+        "on here: learner-0",
+    ]
