@@ -93,6 +93,15 @@ def test_other_settings_than_the_runs_own_are_refused_by_name(tmp_path, key):
         enter(config_for(tmp_path, **{key: 7}))
 
 
+def test_a_run_goes_on_in_another_placement_its_weights_by_another_way(tmp_path):
+    here = {"placement.kind": "colocated", "placement.device": "cuda", "sync.transport": "ipc"}
+    with open_run_folder(config_for(tmp_path, **here)) as run:
+        newest = checkpoint(run.path, 20)
+    there = {"placement.kind": "split", "placement.device": "cuda", "sync.transport": "nccl", "rollout.workers": 3}
+    with open_run_folder(config_for(tmp_path, **there)) as again:
+        assert again.resume_from == newest
+
+
 def test_every_start_of_a_run_is_another_lineage(tmp_path):
     lineages = []
     for _ in range(3):  # the same checkpoint each time: the runs die before the next

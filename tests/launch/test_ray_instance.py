@@ -1,0 +1,29 @@
+"""Which Ray clusters are joined."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+from random_batches import free_port
+
+from launch import ray_instance
+from shared.errors import PlacementError
+
+
+def test_where_nobody_listens_it_says_how_a_cluster_is_started():
+    with pytest.raises(PlacementError, match=r"Nobody listens there: .*refused") as refused:
+        ray_instance.join(f"127.0.0.1:{free_port()}")
+    assert "launch/cluster.sh head" in str(refused.value)
+
+
+def test_a_cluster_that_lets_anybody_in_is_not_joined(monkeypatch):
+    asked = []
+    monkeypatch.setattr(ray_instance, "_lets_in", lambda address, token: asked.append((address, token)) or True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(PlacementError, match="lets in who has not its token"):
+            ray_instance.join(address)
+    [(there, token)] = asked
+    assert there == address
+    assert len(token) == 64
