@@ -1,6 +1,7 @@
 """The memory planner: where every GiB of a device goes, before anything is allocated.
 
 `sizes` reads a model's shape; `learner_memory`, `activations` and `engine_memory` are the arithmetic, in bytes;
-`memory_plan` puts them together on a `devices` entry; `advice` says what to change; `table` shows it.
+`memory_plan` puts them together on a `devices` entry, `run_plan` on all GPUs of a placement;
+`advice` says what to change; `table` shows it.
 Nothing here imports torch, and only the resolving of a run's configuration asks for a GPU.
 """

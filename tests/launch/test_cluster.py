@@ -103,3 +103,27 @@ def test_a_launcher_that_is_killed_leaves_nothing_on_the_other_machine(start_the
     while machines.private_folders() or any(p.is_running() for p in processes):
         assert time.monotonic() < deadline, [p for p in processes if p.is_running()]
         time.sleep(0.5)
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_on_another_machine_is_started_again_there(start_there, machines):
+    run = start_there(**{"run.steps": 10_000})
+    run.wait_for(r"step +2/")
+    [folder] = machines.private_folders()
+    [first] = [p for p in marked(f"{folder}/")[f"{folder}/rollout-0"] if "EngineCore" in p.name()]
+    first.kill()
+    line = run.wait_for("rollout-0")
+    assert "engine" in line
+    deadline = time.monotonic() + 120
+    while not any("EngineCore" in p.name() for p in marked(f"{folder}/").get(f"{folder}/rollout-0", ())):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    joined = len(run.records("metrics.jsonl"))
+    while not any(s["workers"]["workers_joined"] for s in run.records("metrics.jsonl")[joined - 1 :]):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    run.press_ctrl_c()
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    check_records(run)
+    assert [restart["process"] for restart in run.records("restarts.jsonl")] == ["rollout-0"]
