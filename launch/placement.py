@@ -189,26 +189,23 @@ def _reserve(groups: Sequence[_Group], gpus: int, loads: Mapping[str, _Load]) ->
 
 
 def _pinned(config: Config, placement: Placement, cores: Iterable[int]) -> Placement:
-    """With cores of its own for each process, where that is asked for, or has a use and there is room."""
-    wanted = config.placement.pin_cores
-    names = [*rollout_names(config), *learner_names(config)]
-    threads = [config.rollout.threads] * config.rollout.workers + [config.learner.threads] * config.learner.ranks
-    left = sorted(cores)
-    alone = config.placement.kind != "cluster" and config.placement.resolved_device == "cpu"
-    if wanted is True and not alone:
-        raise PlacementError("placement.pin_cores=true is for the CPU of one machine: leave it at auto")
-    if wanted is True and sum(threads) > len(left):
-        raise PlacementError(
-            f"placement.pin_cores=true needs {sum(threads)} cores ({len(names)} processes with rollout.threads="
-            f"{config.rollout.threads} and learner.threads={config.learner.threads}), and this machine has {len(left)}"
-            ": lower the threads, or set it to auto or false"
-        )
-    both_at_work = config.rollout.colocation == "concurrent" and config.selfplay.max_staleness > 0
-    if not alone or wanted is False or (wanted == "auto" and (sum(threads) > len(left) or not both_at_work)):
+    """With cores of its own for each process, where that is asked for."""
+    if not config.placement.pin_cores:
         return placement
-    places = dict(placement.places)
-    for name, count in zip(names, threads, strict=True):
-        places[name] = replace(places[name], cores=tuple(left[:count]))
+    if config.placement.kind == "cluster" or config.placement.resolved_device == "cuda":
+        raise PlacementError("placement.pin_cores=true is for the CPU of one machine: set it to false")
+    counts = dict.fromkeys(rollout_names(config), config.rollout.threads)
+    counts |= dict.fromkeys(learner_names(config), config.learner.threads)
+    left = sorted(cores)
+    if sum(counts.values()) > len(left):
+        raise PlacementError(
+            f"placement.pin_cores=true needs {sum(counts.values())} cores ({len(counts)} processes with rollout.threads"
+            f"={config.rollout.threads} and learner.threads={config.learner.threads}), and this machine has {len(left)}"
+            ": lower the threads, or set it to false"
+        )
+    places = {}
+    for name, count in counts.items():
+        places[name] = replace(placement.places[name], cores=tuple(left[:count]))
         left = left[count:]
     return replace(placement, places=places)
 

@@ -34,11 +34,10 @@ class PlacementConfig(Section):
         description="the address of this machine at which stream, learner ranks and weight broadcasts listen, and no "
         "other; auto: in a cluster the one that Ray knows it by, else loopback",
     )
-    pin_cores: Literal["auto"] | bool = Field(
-        "auto",
-        description="on one machine's CPU: give each worker, with its engine, and each rank cores of its own; auto: "
-        "where there are as many as threads, and both sides work at once (rollout.colocation=concurrent, "
-        "selfplay.max_staleness above 0)",
+    pin_cores: bool = Field(
+        False,
+        description="on one machine's CPU: keep each worker with its engine, and each rank, to as many cores as it has "
+        "threads, and to no others; a worker's own process then shares its engine's cores",
     )
 
     @field_validator("ray_address")

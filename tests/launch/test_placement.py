@@ -150,40 +150,24 @@ def cores(placement: Placement) -> dict[str, tuple[int, ...]]:
     return {name: at.cores for name, at in placement.places.items()}
 
 
-def test_where_there_are_enough_each_has_cores_of_its_own():
-    config = configured("colocated", "cpu", workers=2, ranks=2, rollout__threads=2)
+def test_cores_that_are_asked_for_are_each_process_s_own():
+    config = configured("split", "cpu", workers=2, ranks=2, rollout__threads=2, placement__pin_cores="true")
     pinned = cores(place(config, machine(), cores=[3, 4, 5, 6, 7, 10, 11, 12]))
     assert pinned == {"rollout-0": (3, 4), "rollout-1": (5, 6), "learner-0": (7,), "learner-1": (10,)}
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {"selfplay__max_staleness": 0},
-        {"rollout__colocation": "alternate"},
-        {"placement__pin_cores": "false"},
-        {"rollout__threads": 8},
-    ],
-)
-def test_nobody_is_pinned_where_that_leaves_cores_idle_or_there_are_too_few(overrides):
-    assert set(cores(place(configured("colocated", "cpu", **overrides), machine(), cores=range(8))).values()) == {()}
-
-
-def test_asked_for_cores_are_kept_to_even_where_sides_take_turns():
-    config = configured("colocated", "cpu", selfplay__max_staleness=0, placement__pin_cores="true")
-    assert cores(place(config, machine(), cores=range(2))) == {"rollout-0": (0,), "learner-0": (1,)}
+    free = place(configured("split", "cpu", workers=2, ranks=2), machine(), cores=range(8))
+    assert set(cores(free).values()) == {()}
 
 
 def test_what_is_out_of_the_ordinary_is_said():
     def said(config: Config, *machines: Machine) -> list[str]:
         return describe(config, place(config, *machines[:1], machines[1:], cores=range(2)))
 
-    assert said(configured("colocated", "cpu", selfplay__max_staleness=0), machine(cores=2)) == []
+    assert said(configured("colocated", "cpu"), machine(cores=2)) == []
     assert said(configured("split"), machine(gpus=2)) == []
     assert said(configured("split", "cpu", workers=2, ranks=2), machine(cores=2)) == [
         "4 threads on 2 cores: the processes share them"
     ]
-    assert said(configured("colocated", "cpu"), machine(cores=2)) == [
+    assert said(configured("colocated", "cpu", placement__pin_cores="true"), machine(cores=2)) == [
         "each process has cores of its own: rollout-0 0, learner-0 1"
     ]
     assert said(configured("cluster"), machine(gpus=1), machine("b", gpus=1)) == [
