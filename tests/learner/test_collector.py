@@ -1,9 +1,8 @@
 import random
-from dataclasses import replace
 
-import msgspec
 import pytest
 from factories import make_closed, make_episode, make_problem
+from msgspec.structs import replace
 
 from learner.collector import Collector
 from learner.problem_buffer import ProblemBuffer
@@ -133,7 +132,7 @@ def test_what_does_not_fit_the_ticket_is_refused(seeds):
     shown = proposal_ticket.references[1]
 
     def proposing(problem: Problem, **changes: str) -> ClosedTicket:
-        return make_closed(proposal_ticket, proposed=msgspec.structs.replace(problem, **changes))
+        return make_closed(proposal_ticket, proposed=replace(problem, **changes))
 
     def attempting(*attempts: Episode) -> ClosedTicket:
         return replace(good, attempts=attempts, solve_rate=1.0)

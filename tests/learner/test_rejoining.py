@@ -327,9 +327,8 @@ def test_a_closed_ticket_cannot_be_issued_again(pool, workers):
 
 
 def test_versions_within_an_episode_never_go_backwards(seeds):
-    from dataclasses import replace
-
     from factories import make_closed
+    from msgspec.structs import replace
 
     from shared.episodes import VersionSpan
 

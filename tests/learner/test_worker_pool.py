@@ -3,11 +3,11 @@
 import errno
 import os
 import time
-from dataclasses import replace
 
 import pytest
 from factories import make_closed
 from fake_worker import LINEAGE, FakeWorker, make_pool, until
+from msgspec.structs import replace
 
 from learner.journal import Journal, Took
 from learner.parity import check_parity
