@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -104,10 +104,11 @@ def encode_ticket(sequence: int, ticket: ClosedTicket) -> bytes:
         )
     )
     episodes = ticket.episodes
-    responses = [np.ascontiguousarray(episode.response_ids, "<i4") for episode in episodes]
-    logprobs = [np.ascontiguousarray(episode.behaviour_logprobs, "<f4") for episode in episodes]
+    # Joined as they are: an array is a buffer, which numpy's annotations do not say.
+    arrays: list[Any] = [np.ascontiguousarray(episode.response_ids, "<i4") for episode in episodes]
+    arrays += [np.ascontiguousarray(episode.behaviour_logprobs, "<f4") for episode in episodes]
     length = len(head).to_bytes(_LENGTH_BYTES, "little")
-    return b"".join([length, head, bytes(-len(head) % 4), *prompts, *responses, *logprobs])
+    return b"".join([length, head, bytes(-len(head) % 4), *prompts, *arrays])
 
 
 @dataclass(slots=True)

@@ -78,7 +78,7 @@ class StreamServer:
         self._wake_lock = threading.Lock()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        set_up(self._socket)
+        set_up(self._socket, endpoint)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, UNSENT_MESSAGES)

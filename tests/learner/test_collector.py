@@ -166,6 +166,7 @@ def test_what_does_not_fit_the_ticket_is_refused(seeds):
         (proposing(new_problem(proposal_ticket), answer="c" * 10**6), "endless"),
         (replace(attempts(verdict=Verdict.VALID), solve_rate=0.5), "judged valid"),
         (attempts(reward=1e300), "reward"),
+        (attempts(reward=float("nan")), "reward"),
         (attempts(response=[1] * 11), "longer"),
         (attempts(prompt=[1] * 11), "longer"),
         (make_closed(buffer_ticket, version=buffer_ticket.id.batch + 1), "version 1 in a ticket of batch 0"),

@@ -8,6 +8,7 @@ import zmq
 from shared import messages as msg
 from shared.errors import MessageError, StreamTimeoutError
 from shared.transport import StreamClient, StreamServer
+from shared.transport.sockets import set_up
 
 MIB = 2**20
 
@@ -52,6 +53,14 @@ async def exchange(server, client):
 
 async def test_messages_go_both_ways(server, client):
     await exchange(server, client)
+
+
+async def test_the_kernel_buffers_several_tickets_of_a_socket_file_and_decides_by_itself_over_tcp(server, client):
+    for socket in (server._socket, client._socket):
+        assert socket.getsockopt(zmq.SNDBUF) == socket.getsockopt(zmq.RCVBUF) == MIB
+    with zmq.Context() as context, context.socket(zmq.DEALER) as other:
+        set_up(other, "tcp://127.0.0.1:1")
+        assert other.getsockopt(zmq.SNDBUF) == other.getsockopt(zmq.RCVBUF) == -1
 
 
 async def test_nothing_to_receive_is_a_named_error(server, client):
