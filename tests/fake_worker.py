@@ -77,6 +77,13 @@ class FakeWorker:
         assert isinstance(message, kind), message
         return message
 
+    def acknowledged(self, count: int) -> list[int]:
+        """The sequence numbers of so many tickets, in however many messages they are acknowledged."""
+        sequences: list[int] = []
+        while len(sequences) < count:
+            sequences += self.get(msg.Ack).sequences
+        return sequences
+
     def welcomed(self, lineage: int = LINEAGE) -> FakeWorker:
         assert self.get(msg.Welcome) == msg.Welcome(lineage, self.incarnation)
         return self

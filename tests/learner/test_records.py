@@ -1,10 +1,11 @@
 """What a batch says about itself, and what a run comes to."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 from factories import make_closed, make_episode, make_problem, make_ticket
+from msgspec.structs import replace
 
 from learner.batch_metrics import batch_metrics
 from learner.collector import Batch
