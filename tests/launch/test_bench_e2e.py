@@ -16,7 +16,7 @@ from launch.bench.e2e import (
     overlap_results,
 )
 from launch.bench.models import bench_model
-from launch.bench.plain_loop import PlainLoop
+from launch.bench.plain_loop import PlainLoop, fastest
 from shared.errors import ConfigError
 
 STEP = {
@@ -71,6 +71,25 @@ def test_impossible_sizes_are_refused(changes, said):
         bench_e2e(E2ESettings(**changes))
 
 
+@pytest.mark.parametrize(
+    ("per_row", "best", "tried"),
+    [
+        ({8: 3.0, 16: 2.0, 32: 2.1, 64: 1.9, 128: 2.5}, 64, [8, 16, 32, 64, 128]),
+        ({8: 1.0, 16: 1.2, 32: 0.5}, 8, [8, 16]),
+        ({8: 0.01, 16: 0.02, 32: 0.5}, 8, [8, 8, 16, 16]),
+    ],
+)
+def test_micro_batches_are_tried_until_they_get_clearly_slower(per_row, best, tried):
+    sizes = []
+
+    def duration(size):
+        sizes.append(size)
+        return per_row[size]
+
+    assert fastest(list(per_row), duration) == best
+    assert sizes == tried
+
+
 def test_the_plain_loop_samples_whole_completions_and_learns(tmp_path):
     with bench_model("tiny", vocabulary=64, dtype="float32") as model:
         loop = PlainLoop(model.folder, dtype="float32", prompts=[[5, 6, 7], [8]], completions=3, response_tokens=4)
@@ -89,7 +108,7 @@ def test_the_plain_loop_samples_whole_completions_and_learns(tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("arm", "measured", "counted"),
-    [("generate", {"sampling", "update"}, [5, 6]), ("overlap", {"rollout", "learner"}, [9, 10])],
+    [("generate", {"sampling", "update"}, [4]), ("overlap", {"rollout", "learner"}, [9, 10])],
 )
 def test_a_small_run_measures_what_it_compares(arm, measured, counted):
     settings = E2ESettings(rounds=1)
