@@ -36,7 +36,7 @@ SMALL_WORK, LARGE_WORK = (64, 4, 64), (16, 2, 32)
 _ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=617, evaluation_problems_per_task=1)
 _PROMPT_TOKENS = 512
 # What the learner does with one batch after the other in a round. A step counts if the one before was of its kind.
-_BESIDE_PLAIN = ("together",) * 2
+_BESIDE_PLAIN = ("together",)
 _BESIDE_HALVES = (*("together",) * 3, *("rollout",) * 3, "learner")
 _ARMS = ("generate", "overlap")
 Say = Callable[[str], None]
@@ -210,7 +210,7 @@ def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say:
         try:
             processes.next_batch()
             for number in range(settings.rounds + 1):
-                rounds.append(_round(processes, kinds, plain))
+                rounds.append(_round(processes, kinds, plain if number else None))
                 say(f"{arm}: round {number} of {settings.rounds}: {rounds[-1].described()}" if number else "warmed up")
             processes.skip()
             processes.finish()
@@ -226,9 +226,8 @@ def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say:
 
 
 def counted_kind(kinds: Sequence[str], index: int) -> str | None:
-    """Of the step `index` of a round: its kind, if the one before it was of that kind too."""
-    before, kind = kinds[index - 1 : index + 1] if index else (None, kinds[0])
-    return kind if before == kind else None
+    """Of the step `index` of a round: its kind, if the one before, perhaps of the last round, was of that kind too."""
+    return kinds[index] if kinds[index - 1] == kinds[index] else None
 
 
 def _round(processes: SplitProcesses, kinds: Sequence[str], plain: PlainProcess | None) -> Round:

@@ -16,6 +16,7 @@ _PAD = 0
 # A size that takes so much longer for a row than the best one is the last to be tried.
 _CLEARLY_SLOWER = 1.1
 _BRIEF_S = 2.0
+_ENOUGH_S = 30.0
 
 
 class PlainLoop:
@@ -122,15 +123,17 @@ def fastest(sizes: Sequence[int], duration: Callable[[int], float]) -> int:
     """The micro-batch that takes least for a row.
 
     sizes: ascending; duration: tries a size once, seconds for a row. A brief try is made twice. Those larger than one
-    that is clearly slower than the best before it are not tried: what a cache no longer holds does not get faster.
+    that is clearly slower than the best before it are not tried, and none once the tries have taken long: where few
+    rows are so much work, more at once are no faster.
     """
-    best, least = sizes[0], math.inf
+    best, least, spent = sizes[0], math.inf, 0.0
     for size in sizes:
-        spent = duration(size)
-        if spent * size < _BRIEF_S:
-            spent = min(spent, duration(size))
-        if spent > _CLEARLY_SLOWER * least:
+        tries = [duration(size)]
+        if tries[0] * size < _BRIEF_S:
+            tries.append(duration(size))
+        if min(tries) < least:
+            best, least = size, min(tries)
+        spent += sum(tries) * size
+        if min(tries) > _CLEARLY_SLOWER * least or spent > _ENOUGH_S:
             break
-        if spent < least:
-            best, least = size, spent
     return best
