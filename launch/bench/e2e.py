@@ -60,6 +60,7 @@ class E2ESettings:
     rounds: int = setting(5, "rounds of all that is compared, after one that warms up")
     engine_threads: int = setting(1, "CPU threads of the engine")
     learner_threads: int = setting(1, "CPU threads of the learner")
+    max_tokens: int = setting(16384, "of one micro-batch of the learner: fewer need less memory")
     plain_threads: int = setting(0, "CPU threads of the plain loop; 0: all cores")
     cores: str = setting(
         "shared",
@@ -333,7 +334,7 @@ def _run(
                 "gpu_cache_gib": settings.kv_cache_gib,
                 "request_timeout_s": settings.timeout_s,
             },
-            "learner": {"threads": settings.learner_threads},
+            "learner": {"threads": settings.learner_threads, "max_tokens": settings.max_tokens},
             # The worker is stopped for long while others are measured, perhaps in the middle of a weight sync.
             "sync": {"timeout_s": settings.timeout_s, "probe_tolerance": _PROBE_TOLERANCE[settings.dtype]},
             "stream": {"worker_timeout_s": settings.timeout_s, "batch_timeout_s": settings.timeout_s},
