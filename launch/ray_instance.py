@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def start_own(folder: Path, *, mark: str, cpus: int, gpus: int) -> None:
     late.daemon = True
     late.start()
     try:
-        with _loopback():
+        with _loopback(), _own_handlers():
             _init(folder, cpus, gpus)
     finally:
         late.cancel()
@@ -98,7 +99,8 @@ def join(address: str) -> None:
             "it with RAY_AUTH_MODE=token, as `bash launch/cluster.sh head` does"
         )
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise PlacementError(f"{refused}. Ray says: {error}") from error
 
@@ -150,6 +152,18 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         ray._private.services.resolve_ip_for_localhost = resolve
+
+
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, to print where every thread is and die: this process's own handlers come back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _lets_in(address: str, token: str) -> bool:
