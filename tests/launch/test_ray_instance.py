@@ -27,3 +27,11 @@ def test_a_cluster_that_lets_anybody_in_is_not_joined(monkeypatch):
     [(there, token)] = asked
     assert there == address
     assert len(token) == 64
+
+
+def test_a_token_that_is_not_the_cluster_s_is_said_to_be_so(monkeypatch):
+    monkeypatch.setattr(ray_instance, "_lets_in", lambda address, token: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(PlacementError, match=r"same ~/\.ray/auth_token\. This user's token is missing here"):
+            ray_instance.join(address)
