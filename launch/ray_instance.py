@@ -98,6 +98,8 @@ def join(address: str) -> None:
             f"the Ray cluster at {address} lets in who has not its token, and with that to every machine of it: start "
             "it with RAY_AUTH_MODE=token, as `bash launch/cluster.sh head` does"
         )
+    if not _lets_in(address, None):  # Ray itself would go on trying, aloud
+        raise PlacementError(f"{refused}. This user's token is missing here, or is not the cluster's")
     try:
         with _own_handlers():
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -166,10 +168,15 @@ def _own_handlers() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
-def _lets_in(address: str, token: str) -> bool:
-    """Whether who shows this token is let in; asked in another process, since Ray reads its token once."""
+def _lets_in(address: str, token: str | None) -> bool:
+    """Whether who shows this token, by default this user's own, is let in.
+
+    Asked in another process, since Ray reads its token once.
+    """
     code = f"from ray._raylet import GcsClient; GcsClient(address={address!r}); print('let in')"
-    env = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_gcs_server_request_timeout_seconds": "1"}
+    env = os.environ | {"RAY_gcs_server_request_timeout_seconds": "1"}
+    if token is not None:
+        env["RAY_AUTH_TOKEN"] = token
     with contextlib.suppress(subprocess.TimeoutExpired):
         asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=ASK_S)
         return "let in" in asked.stdout

@@ -56,3 +56,11 @@ def test_who_ends_a_run_is_heard_by_its_own_handlers_and_not_by_rays():
         assert ended.returncode == 7, ended.stderr
         assert ended.stdout == "unwinding\n"
         assert "SIGTERM received" not in ended.stderr
+
+
+def test_a_token_that_is_not_the_cluster_s_is_said_to_be_so(monkeypatch):
+    monkeypatch.setattr(ray_instance, "_lets_in", lambda address, token: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(PlacementError, match=r"same ~/\.ray/auth_token\. This user's token is missing here"):
+            ray_instance.join(address)
