@@ -14,6 +14,7 @@ from pathlib import Path
 from launch.bench.command import add_bench
 from launch.display import summary_lines
 from launch.plan.command import add_plan
+from launch.report.command import add_report
 from launch.tiny_model import TinyModelSettings
 from shared.config_file import known_keys, load_config
 from shared.errors import ConfigError, PrimezeroError
@@ -198,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_bench(commands)
     add_plan(commands)
+    add_report(commands)
 
     audit = commands.add_parser(
         "audit",
