@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from launch.bench.command import add_bench
 from launch.display import summary_lines
+from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
 from launch.report.command import add_report
 from launch.tiny_model import TinyModelSettings
@@ -41,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(words)
     try:
         options.command(options, overrides)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except PrimezeroError as error:
         print(f"primezero: {error}", file=sys.stderr)
         return 1
@@ -200,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bench(commands)
     add_plan(commands)
     add_report(commands)
+    add_inspect(commands)
 
     audit = commands.add_parser(
         "audit",
