@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launch.bench.command import add_bench
 from launch.display import summary_lines
+from launch.export.command import add_export
 from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
 from launch.report.command import add_report
@@ -78,16 +79,16 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from launch.evaluate import evaluate_models, parse_bands, run_config
+    from launch.evaluate import evaluate_models, model_config, parse_bands
     from launch.evaluation_table import table
 
     if options.temperature is not None and not options.samples:
         raise ConfigError("--temperature is for --samples: greedy decoding has none")
     if options.json is not None:
         check_writable(options.json)
-    config_file = options.config or run_config(options.folder)
+    config_file = options.config or model_config(options.folder)
     if config_file is not None and options.config is None:
-        print(f"using the configuration of the run, {config_file}", file=sys.stderr)
+        print(f"using the configuration that the model was trained with, {config_file}", file=sys.stderr)
     shorthands = {
         "environment.evaluation_problems_per_task": options.problems,
         "sampling.temperature": options.temperature,
@@ -172,7 +173,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EVAL_EXAMPLES,
     )
     evaluate.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="a Hugging Face model folder")
-    evaluate.add_argument("--config", type=Path, help="a TOML file; by default that of the run the folder lies in")
+    evaluate.add_argument(
+        "--config",
+        type=Path,
+        help="a TOML file; by default the one that comes with the model, or with the run that it lies in",
+    )
     evaluate.add_argument("--bands", help="ranges of primes, as in 2..13,5..101; by default the configuration's")
     evaluate.add_argument("--samples", type=int, default=0, metavar="K", help="also pass@1 to pass@K, by sampling")
     evaluate.add_argument("--temperature", metavar="T", help="of the samples; short for --sampling.temperature")
@@ -207,6 +212,7 @@ def _parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_report(commands)
     add_inspect(commands)
+    add_export(commands)
 
     audit = commands.add_parser(
         "audit",

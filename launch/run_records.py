@@ -63,6 +63,14 @@ def check_run_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} {what}; name the folder of a run, such as runs/cpu_demo")
 
 
+def run_config(folder: Path) -> Config:
+    """The configuration that the run was made with. Raises ConfigError where this version cannot read all of it."""
+    try:
+        return load_config(folder / CONFIG_FILE)
+    except ConfigError as error:
+        raise ConfigError(f"the run in {folder} was made with another version of primezero: {error}") from error
+
+
 def known_config(run: RunRecords) -> Config:
     """The run's configuration, for looking back at it: without keys that this version does not know any more.
 
