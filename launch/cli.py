@@ -17,6 +17,7 @@ from launch.display import summary_lines
 from launch.export.command import add_export
 from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
+from launch.play.command import add_play
 from launch.report.command import add_report
 from launch.tiny_model import TinyModelSettings
 from shared.config_file import known_keys, load_config
@@ -213,6 +214,7 @@ def _parser() -> argparse.ArgumentParser:
     add_report(commands)
     add_inspect(commands)
     add_export(commands)
+    add_play(commands)
 
     audit = commands.add_parser(
         "audit",
