@@ -14,6 +14,7 @@ from pathlib import Path
 
 from launch.bench.command import add_bench
 from launch.display import summary_lines
+from launch.doctor.command import add_doctor
 from launch.export.command import add_export
 from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
@@ -215,6 +216,7 @@ def _parser() -> argparse.ArgumentParser:
     add_inspect(commands)
     add_export(commands)
     add_play(commands)
+    add_doctor(commands)
 
     audit = commands.add_parser(
         "audit",
