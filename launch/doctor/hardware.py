@@ -18,7 +18,7 @@ from shared.disk import size
 from shared.errors import InstallationError, WeightSyncError
 
 _CUDA_TIMEOUT_S = 120
-_ENOUGH_MEMORY, _LITTLE_MEMORY = 8 * GIB, 3 * GIB
+_ENOUGH_MEMORY, _LITTLE_MEMORY = 6 * GIB, 2 * GIB
 _CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _ASK_TORCH = (
     "import torch; a = torch.cuda.is_available(); "
@@ -74,10 +74,18 @@ def check_memory(available: int | None = None, limits: tuple[Path, ...] = _CGROU
     else:
         found = f"{size(free)} available"
     if free < _LITTLE_MEMORY:
-        yield Finding("memory", Status.FAIL, found, "engine, learner and Ray take about 3 GiB with the tiny model")
+        yield Finding(
+            "memory",
+            Status.FAIL,
+            found,
+            "engine, learner and Ray take more, even with the tiny model: end something, or raise the limit",
+        )
     elif free < _ENOUGH_MEMORY:
         yield Finding(
-            "memory", Status.WARN, found, "8 GiB do for the demo; an offloaded optimizer takes 16 bytes a weight"
+            "memory",
+            Status.WARN,
+            found,
+            "the tiny model is content with 6 GiB; an offloaded optimizer takes 16 bytes a weight",
         )
     else:
         yield Finding("memory", Status.OK, found)

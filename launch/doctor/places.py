@@ -24,9 +24,9 @@ _LONGEST_TEMPORARY = 20
 
 
 def check_model(config: Config, *, named: bool) -> Iterator[Finding]:
-    """`named`: whether the user said which model; without that, one that is not there is no fault."""
+    """`named`: whether the user said which run or model it is about."""
     path = config.model.path
-    if not named and not path.exists():
+    if not named:
         yield Finding("model folder", Status.SKIP, "none named", "name one with --model.path FOLDER, or --config FILE")
         return
     try:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from launch.run_records import read_run, run_config
-from shared.errors import ConfigError
 
 _DESCRIPTION = """\
 A run's model as a plain Hugging Face folder, which transformers and `vllm serve` load as it is, with a
@@ -37,9 +36,7 @@ def add_export(commands: Any) -> None:
     export.set_defaults(command=_export)
 
 
-def _export(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    if overrides:
-        raise ConfigError(f"{overrides[0]}: an export has no configuration but its run's")
+def _export(options: argparse.Namespace, _: Sequence[str]) -> None:
     run = read_run(options.folder)
     from launch.export.folder import export
 

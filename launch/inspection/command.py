@@ -59,9 +59,7 @@ def add_inspect(commands: Any) -> None:
     inspect.set_defaults(command=_inspect)
 
 
-def _inspect(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    if overrides:
-        raise ConfigError(f"{overrides[0]}: inspecting has no configuration")
+def _inspect(options: argparse.Namespace, _: Sequence[str]) -> None:
     if options.limit < 0:
         raise ConfigError(f"--limit {options.limit}: the number of episodes at most, 0 for all")
     run = read_run(options.folder)

@@ -44,9 +44,7 @@ def add_report(commands: Any) -> None:
     report.set_defaults(command=_report)
 
 
-def _report(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    if overrides:
-        raise ConfigError(f"{overrides[0]}: a report has no configuration")
+def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         raise InstallationError(
             "a report needs matplotlib: pip install 'primezero[report]', or uv pip install matplotlib"

@@ -28,7 +28,8 @@ def findings(checked) -> dict[str, Finding]:
 
 
 @pytest.fixture
-def settings(tmp_path) -> list[str]:
+def settings(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**34))
     make_model_folder(tmp_path / "model")
     return [f"--model.path={tmp_path / 'model'}", f"--run.folder={tmp_path / 'runs'}"]
 
@@ -66,6 +67,9 @@ def test_it_fits_the_terminal(settings, capsys, monkeypatch, columns):
 
 def test_a_model_is_looked_for_where_one_is_named(tmp_path):
     config = load_config(None, [f"--model.path={tmp_path / 'none'}"])
+    make_model_folder(tmp_path / "model")
+    (finding,) = check_model(load_config(None, [f"--model.path={tmp_path / 'model'}"]), named=True)
+    assert finding.status is Status.OK
     (finding,) = check_model(config, named=False)
     assert finding.status is Status.SKIP
     (finding,) = check_model(config, named=True)

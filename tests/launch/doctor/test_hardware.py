@@ -65,8 +65,8 @@ def test_expandable_segments_stop_what_goes_by_cuda_ipc(variable, transport, sta
     ("available", "limit", "status", "found"),
     [
         (16, "max", Status.OK, "16"),
-        (16, "2147483648", Status.FAIL, "the limit of this container"),
-        (6, "99999999999999", Status.WARN, "6"),
+        (16, "2000000000", Status.FAIL, "the limit of this container"),
+        (5, "99999999999999", Status.WARN, "5"),
         (1, None, Status.FAIL, "1"),
     ],
 )

@@ -65,7 +65,7 @@ def test_what_prompts_depend_on_goes_with_it(finished, tmp_path):
     ("arguments", "said"),
     [
         (["--step", "3"], "no checkpoint of step 3: it has those of 4"),
-        (["--learner.lr", "1"], "an export has no configuration"),
+        (["--learner.lr", "1"], "`primezero export` has no configuration"),
     ],
 )
 def test_what_cannot_be_exported_is_explained_and_leaves_nothing(finished, tmp_path, capsys, arguments, said):

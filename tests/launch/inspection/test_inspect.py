@@ -141,7 +141,7 @@ def test_json_holds_everything_a_line_for_each(mine, capsys):
         (["1/0"], "'1/0' is not an episode"),
         (["1/0/9"], "no such episode"),
         (["--limit", "-1"], "--limit -1"),
-        (["--learner.lr", "1"], "inspecting has no configuration"),
+        (["--learner.lr", "1"], "`primezero inspect` has no configuration"),
         (["--tokenizer", "none"], "cannot load a tokenizer from none"),
     ],
 )
