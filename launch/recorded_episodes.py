@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from learner.journal import JOURNAL, Began, Dropped, Released, Took, records
@@ -83,7 +84,7 @@ class RecordedRun:
     @property
     def untrained(self) -> list[int]:
         """Steps with closed tickets that were not trained on, ascending."""
-        return sorted({batch + 1 for batch in self._untrained()})
+        return sorted({batch + 1 for batch in self._untrained})
 
     def trained(self, step: int) -> list[RecordedEpisode]:
         """The episodes of a trained step in ticket order, their repeats judged as they were for training."""
@@ -95,7 +96,7 @@ class RecordedRun:
         """The episodes of a step's other tickets: dropped, or of a batch that is still open."""
         return [
             episode
-            for position in self._untrained().get(step - 1, ())
+            for position in self._untrained.get(step - 1, ())
             for episode in self._episodes(step, self._ticket(position), self._fate(position))
         ]
 
@@ -108,7 +109,9 @@ class RecordedRun:
                 if untrained:
                     yield from self.not_trained(step)
 
+    @cached_property
     def _untrained(self) -> dict[int, list[int]]:
+        """Batch → positions of its closed tickets that were not trained on."""
         trained = {position for positions in self._batches.values() for position in positions}
         batches: dict[int, list[int]] = {}
         for position, batch in self._taken.items():

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -106,6 +107,7 @@ def _serve(options: argparse.Namespace, config: Config, chat: Any, requests: Ite
     temperature = sampled if options.temperature is None else options.temperature
     if isinstance(requests, list) and isinstance(requests[0], Solve):
         pose(config, requests[0])  # before anything starts
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a screen that is read has no room for more
     with asyncio.Runner() as runner:
         print("starting the engine", file=sys.stderr, flush=True)
         with quiet_start():

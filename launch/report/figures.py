@@ -45,7 +45,7 @@ def plot_png(plot: Plot, curves: Sequence[Curve]) -> bytes:
             axes.ticklabel_format(axis="y", useOffset=False)
         if plot.limits is not None:
             axes.set_ylim(plot.limits)
-        if len(curves) > 1:
+        if len(curves) > 1 or len(plot.lines) > 1:
             figure.legend(loc="outside upper center", ncols=2 if max(len(c.label) for c in curves) > 14 else 3)
         return _png(figure)
 

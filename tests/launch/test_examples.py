@@ -77,13 +77,14 @@ def place(tmp_path, format_model, monkeypatch) -> Path:
 
     settings = {"model.path": format_model, "environment.prompts": "short"}
     for name in ("mine", "other"):
-        run = write_records(tmp_path / "runs" / name, 4, **settings)
-        write_journal(run, 3)
+        run = write_records(tmp_path / "runs" / name, 32, **settings)
+        write_journal(run, 31)
         journal = WrittenJournal(run)
-        journal.train(3, text_ticket(3, 0, task=Task.INDUCTION), text_ticket(3, 1, verdict=Verdict.UNPARSABLE))
+        hard = text_ticket(31, 0, task=Task.INDUCTION, answers=("5", "4", "4", "4"))
+        journal.train(31, hard, text_ticket(31, 1, verdict=Verdict.UNPARSABLE))
         journal.close()
         shutil.copytree(format_model, run / "model", dirs_exist_ok=True)
-        (run / "summary.json").write_text(json.dumps({"steps": 4}))
+        (run / "summary.json").write_text(json.dumps({"steps": 32}))
     weights = {f"causal_lm.{k}": tensor for k, tensor in load_file(format_model / "model.safetensors").items()}
     weights["causal_lm.lm_head.weight"] = weights["causal_lm.model.embed_tokens.weight"]
     policy = tmp_path / "runs/mine/checkpoints/step-000040/policy"
