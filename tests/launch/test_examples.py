@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -117,3 +118,10 @@ def test_quick_examples_run_as_printed(place, capsys):
         if main(shlex.split(line)[1:]) != 0:
             failed[line] = capsys.readouterr().err
     assert failed == {}
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main(["--version"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out == f"primezero {version('primezero')}\n"

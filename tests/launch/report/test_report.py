@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -45,29 +46,39 @@ def page_of(*folders: Path, out: Path) -> tuple[str, Parsed]:
 
 @pytest.fixture
 def mine(tmp_path) -> Path:
-    folder = write_records(tmp_path / "mine", 4, **{"learner.lr": 0.25})
+    return make_run(tmp_path / "mine")
+
+
+def make_run(folder: Path) -> Path:
+    write_records(folder, 4, **{"learner.lr": 0.25})
     write_journal(folder)
+    (folder / "summary.json").write_text(json.dumps({"wall_s": 12.0}))
     return folder
 
 
-def test_the_page_needs_nothing_from_elsewhere(mine, tmp_path):
-    text, page = page_of(mine, out=tmp_path / "out")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, str, Parsed]:
+    """The report's folder, its page, and what that says, of a run with nothing amiss."""
+    place = tmp_path_factory.mktemp("whole")
+    return place / "out", *page_of(make_run(place / "mine"), out=place / "out")
+
+
+def test_the_page_needs_nothing_from_elsewhere(whole):
+    out, text, page = whole
     assert len(text) < 5 * 2**20
     assert page.links
     assert all(link.startswith("data:image/png;base64,") for link in page.links)
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert "default-src 'none'; img-src data:; style-src 'unsafe-inline'" in text
     assert not re.search(r"url\(|@import|https?://", text)
-    pictures = {path.stem for path in (tmp_path / "out").glob("*.png")}
+    pictures = {path.stem for path in out.glob("*.png")}
     assert len(pictures) == len(page.links)
     assert {"proposer-reward", "accuracy", "valid-proposals", "solve-rate-spread", "distinct-problems"} <= pictures
     assert {"entropy", "ratio", "staleness", "mismatch", "throughput", "time"} <= pictures
 
 
-def test_the_page_says_what_the_run_came_to(mine, tmp_path):
-    (mine / "summary.json").write_text(json.dumps({"wall_s": 12.0}))
-    _, page = page_of(mine, out=tmp_path / "out")
-    said = " ".join(page.text.split())
+def test_the_page_says_what_the_run_came_to(whole):
+    said = " ".join(whole[2].text.split())
     assert "Run mine" in said
     assert "steps 4 of 4 ended yes wall time 12 s episodes 400 tokens generated 2,400" in said
     assert "mean of tasks 0.250 → 0.650" in said
@@ -75,8 +86,8 @@ def test_the_page_says_what_the_run_came_to(mine, tmp_path):
     assert "learner.lr 0.25 1e-06" in said
 
 
-def test_sample_episodes_are_of_the_start_the_middle_and_the_end(mine, tmp_path):
-    _, page = page_of(mine, out=tmp_path / "out")
+def test_sample_episodes_are_of_the_start_the_middle_and_the_end(whole):
+    page = whole[2]
     moments = re.findall(r"(start|middle|end): step (\d)", page.text)
     assert moments == [("start", "1"), ("middle", "3"), ("end", "4")]
     assert page.tags.count("article") == 3 * 3 * 2
@@ -148,9 +159,8 @@ def test_two_runs_of_one_name_cannot_be_told_apart(mine, tmp_path, capsys):
     assert "two of the runs are called mine" in capsys.readouterr().err
 
 
-def test_by_default_it_goes_into_the_runs_folder_which_stays_fit_to_be_resumed(mine, capsys):
-    import os
-
+def test_by_default_it_goes_into_the_runs_folder_which_stays_fit_to_be_resumed(tmp_path, capsys):
+    mine = write_records(tmp_path / "mine", 0)
     before = os.umask(0o002)
     try:
         assert main(["report", str(mine)]) == 0
