@@ -18,6 +18,8 @@ STYLES: tuple[dict[str, Any], ...] = (
     {"color": "#CC79A7", "linestyle": (0, (6, 1, 1, 1, 1, 1)), "marker": "v"},
 )
 MARKER_SIZE = 3.5
+# The second time round markers are open.
+MOST_LINES = 2 * len(STYLES)
 STEPS_LABEL = "training steps (batches)"
 
 
@@ -31,6 +33,12 @@ def figure_style() -> AbstractContextManager[None]:
             "lines.linewidth": 1.3,
         }
     )
+
+
+def style(index: int) -> dict[str, Any]:
+    """How line `index` of a figure looks, from 0; below MOST_LINES no two are alike."""
+    look = STYLES[index % len(STYLES)]
+    return look | {"markerfacecolor": "white"} if index >= len(STYLES) else look
 
 
 def plain(name: str) -> str:

@@ -73,6 +73,10 @@ def write_report(runs: Sequence[RunRecords], out: Path) -> Path:
 
 
 def _runs(folders: Sequence[Path]) -> list[RunRecords]:
+    from launch.plotting import MOST_LINES
+
+    if len(folders) > MOST_LINES:
+        raise ConfigError(f"{len(folders)} runs are too many to tell apart in a figure: compare up to {MOST_LINES}")
     runs = [read_run(folder) for folder in folders]
     names = [run.name for run in runs]
     if twice := {name for name in names if names.count(name) > 1}:

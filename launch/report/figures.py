@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from launch.plotting import MARKER_SIZE, STYLES, figure_style, name_axes, plain, sparse
+from launch.plotting import MARKER_SIZE, figure_style, name_axes, plain, sparse, style
 from launch.report.measures import Curve, Plot
 from launch.run_records import Record, number
 
@@ -64,15 +64,15 @@ def time_png(steps: Sequence[Record]) -> bytes | None:
         axes = figure.subplots()
         for index, (label, seconds) in enumerate(phase_seconds(timed).items()):
             heights = np.array([fmean(seconds[i] for i in part) for part in groups])
-            style = index % len(_GREYS)
+            look = index % len(_GREYS)
             axes.bar(
                 ends,
                 heights,
                 width,
                 bottom,
                 label=label,
-                color=_GREYS[style],
-                hatch=_HATCHES[style],
+                color=_GREYS[look],
+                hatch=_HATCHES[look],
                 edgecolor="black",
                 linewidth=0.4,
             )
@@ -94,13 +94,13 @@ def phase_seconds(steps: Sequence[Record]) -> dict[str, list[float]]:
 
 def _draw(axes: Axes, curve: Curve, index: int, *, smooth: bool) -> None:
     """Each value thin, and the running mean over it; gaps where nothing was measured."""
-    style = STYLES[index % len(STYLES)]
+    look = style(index)
     values = np.array([np.nan if value is None else value for value in curve.values])
     window = smoothing_window(len(values)) if smooth else 1
     if window > 1:
-        axes.plot(curve.steps, values, color=style["color"], linewidth=0.5, alpha=0.35)
+        axes.plot(curve.steps, values, color=look["color"], linewidth=0.5, alpha=0.35)
     means, every = running_mean(values, window), sparse(curve.steps)
-    axes.plot(curve.steps, means, label=plain(curve.label), markersize=MARKER_SIZE, markevery=every, **style)
+    axes.plot(curve.steps, means, label=plain(curve.label), markersize=MARKER_SIZE, markevery=every, **look)
 
 
 def smoothing_window(steps: int) -> int:

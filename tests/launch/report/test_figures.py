@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from recorded_runs import step_record
 
-from launch.plotting import STYLES, plain
+from launch.plotting import MOST_LINES, plain, style
 from launch.report.figures import phase_seconds, plot_png, running_mean, time_png
 from launch.report.measures import PLOTS, Curve
 
@@ -35,8 +35,12 @@ def test_a_logarithmic_axis_does_without_positive_values():
 
 
 def test_lines_differ_in_more_than_colour():
-    looks = [(str(style["linestyle"]), style["marker"]) for style in STYLES]
-    assert len({line for line, _ in looks}) == len({marker for _, marker in looks}) == len(STYLES)
+    looks = {
+        (str(look["linestyle"]), look["marker"], look.get("markerfacecolor"))
+        for look in (style(index) for index in range(MOST_LINES))
+    }
+    assert len(looks) == MOST_LINES == 10
+    assert len({line for line, _, _ in looks}) == 5
 
 
 def test_names_are_shown_as_they_are():

@@ -157,6 +157,8 @@ def test_a_comparison_has_a_line_for_each_run_and_says_what_differs(mine, tmp_pa
 def test_two_runs_of_one_name_cannot_be_told_apart(mine, tmp_path, capsys):
     assert main(["report", str(mine), str(mine)]) == 1
     assert "two of the runs are called mine" in capsys.readouterr().err
+    assert main(["report", *[str(mine)] * 11]) == 1
+    assert "11 runs are too many to tell apart" in capsys.readouterr().err
 
 
 def test_by_default_it_goes_into_the_runs_folder_which_stays_fit_to_be_resumed(tmp_path, capsys):
