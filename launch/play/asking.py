@@ -16,24 +16,32 @@ from shared.errors import ConfigError
 
 _ASSIGNMENT = re.compile(r"([pxy])\s*=\s*([0-9]+(?:\s*,\s*[0-9]+)*)")
 _NUMBERS = re.compile(r"[0-9]{1,9}(\s*,\s*[0-9]{1,9})*")
-_TASKS = {("p", "x"): Task.DEDUCTION, ("p", "y"): Task.ABDUCTION, ("x", "y"): Task.INDUCTION}
+_TASKS: dict[tuple[str, ...], Task] = {
+    ("p", "x"): Task.DEDUCTION,
+    ("p", "y"): Task.ABDUCTION,
+    ("x", "y"): Task.INDUCTION,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Solve:
-    """Solve x·y ≡ 1 (mod p) for what is not given. Each is one number; x and y, for induction, one of each pair."""
+    """Solve x·y ≡ 1 (mod p) for what is not given. Each is one number; x and y, for induction, one of each pair.
+
+    Raises ConfigError unless two of the three are given.
+    """
 
     p: tuple[int, ...] = ()
     x: tuple[int, ...] = ()
     y: tuple[int, ...] = ()
 
+    def __post_init__(self) -> None:
+        if tuple(self.given) not in _TASKS:
+            raise ConfigError("give two of p, x and y, such as p=101 x=7: the third is what is to be found")
+
     @property
     def task(self) -> Task:
-        """By what is given; ConfigError unless that is two of the three."""
-        given = tuple(self.given)
-        if given not in _TASKS:
-            raise ConfigError("give two of p, x and y, such as p=101 x=7: the third is what is to be found")
-        return _TASKS[given]
+        """By what is given."""
+        return _TASKS[tuple(self.given)]
 
     @property
     def given(self) -> dict[str, tuple[int, ...]]:

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
-import json
-import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from launch.printable import printable
-from launch.quiet_start import quiet_start
-from shared.config import Config
 from shared.config_file import load_config
 from shared.episodes import Task
 from shared.errors import ConfigError
+
+if TYPE_CHECKING:
+    from launch.play.asking import Request
 
 _DESCRIPTION = """\
 Have a model solve x * y = 1 (mod p) for the one of x, y and p that is not given, or propose a problem and
@@ -32,12 +26,6 @@ examples:
   primezero play --model runs/mine/model --x 3 --y 5 --samples 8
   primezero play --model models/mine --propose deduction --temperature 1
   primezero play --model models/mine
-"""
-_HELP = """\
-p=101 x=7            find y (deduction)         propose deduction   make a problem, and solve it
-p=101 y=29           find x (abduction)         propose abduction
-x=3 y=5              find p (induction)         propose induction
-quit, or Ctrl-D
 """
 
 
@@ -66,23 +54,36 @@ def add_play(commands: Any) -> None:
 
 def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from launch.evaluate import model_config
+    from launch.play.asking import Solve, pose
     from launch.play.player import checked_chat
 
+    _check(options)
+    request = _request(options)
+    config = load_config(options.config or model_config(options.model), overrides)
+    model = config.model.model_copy(update={"path": options.model.resolve()})
+    config = config.model_copy(update={"model": model})
+    chat = checked_chat(options.model, config)
+    if isinstance(request, Solve):
+        pose(config, request)  # before anything starts
+    from launch.play.session import serve
+    from launch.play.show import as_json, as_text
+
+    sampled = config.sampling.temperature if options.samples > 1 else 0.0
+    temperature = sampled if options.temperature is None else options.temperature
+    show = as_json if options.json else as_text
+    serve(config, chat, request, show, samples=options.samples, temperature=temperature)
+
+
+def _check(options: argparse.Namespace) -> None:
     if options.samples < 1:
         raise ConfigError(f"--samples {options.samples}: the number of attempts, at least 1")
     if options.temperature is not None and not 0 <= options.temperature <= 2:
         raise ConfigError(f"--temperature {options.temperature:g}: from 0, which is greedy, to 2")
     if options.samples > 1 and options.temperature == 0:
         raise ConfigError("--samples with --temperature 0 would give the same answer again and again")
-    request = _request(options)
-    config = load_config(options.config or model_config(options.model), overrides)
-    model = config.model.model_copy(update={"path": options.model.resolve()})
-    config = config.model_copy(update={"model": model})
-    requests = _lines() if request is None else [request]
-    _serve(options, config, checked_chat(options.model, config), requests)
 
 
-def _request(options: argparse.Namespace) -> Any:
+def _request(options: argparse.Namespace) -> Request | None:
     """What the options ask for; None where nothing."""
     from launch.play.asking import Propose, Solve, parse_numbers
 
@@ -91,91 +92,4 @@ def _request(options: argparse.Namespace) -> Any:
         raise ConfigError("--propose makes a problem of its own: leave --p, --x and --y out")
     if options.propose is not None:
         return Propose(Task(options.propose))
-    if not given:
-        return None
-    request = Solve(**{name: parse_numbers(name, text) for name, text in given.items()})
-    return request if request.task else None
-
-
-def _serve(options: argparse.Namespace, config: Config, chat: Any, requests: Iterable[Any]) -> None:
-    """Answer on an engine, which has ended when this returns or raises. Between requests no event loop runs."""
-    from launch.play.asking import Solve, pose
-    from launch.play.player import Player
-    from rollout.worker import start_engine
-
-    sampled = config.sampling.temperature if options.samples > 1 else 0.0
-    temperature = sampled if options.temperature is None else options.temperature
-    if isinstance(requests, list) and isinstance(requests[0], Solve):
-        pose(config, requests[0])  # before anything starts
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a screen that is read has no room for more
-    with asyncio.Runner() as runner:
-        print("starting the engine", file=sys.stderr, flush=True)
-        with quiet_start():
-            engine = runner.run(start_engine(config))
-        try:
-            player = Player(config, engine, chat, samples=options.samples, temperature=temperature)
-            for request in requests:
-                with _told(interactive=not isinstance(requests, list)):
-                    turns = runner.run(player.answer(request))
-                    show = _json if options.json else _text
-                    print(show(turns), flush=True)
-        finally:
-            runner.run(engine.shutdown())
-
-
-def _lines() -> Iterator[Any]:
-    """Requests typed by a person, or piped in. What is not understood is said, and the next one read."""
-    from launch.play.asking import parse_line
-
-    typed = sys.stdin.isatty()
-    if typed:
-        print(_HELP, file=sys.stderr, end="")
-    while True:
-        try:
-            line = input("> " if typed else "").strip()
-        except EOFError:
-            return
-        if line in ("quit", "exit"):
-            return
-        if line == "help":
-            print(_HELP, file=sys.stderr, end="")
-        elif line:
-            with _told(interactive=True):
-                yield parse_line(line)
-
-
-@contextlib.contextmanager
-def _told(*, interactive: bool) -> Iterator[None]:
-    """Where requests follow each other, one that cannot be is told about, and is not the end."""
-    try:
-        yield
-    except ConfigError as error:
-        if not interactive:
-            raise
-        print(error, file=sys.stderr)
-
-
-def _json(turns: Sequence[Any]) -> str:
-    return json.dumps({"turns": [asdict(turn) for turn in turns]})
-
-
-def _text(turns: Sequence[Any]) -> str:
-    return "\n".join(line for turn in turns for line in _turn_lines(turn))
-
-
-def _turn_lines(turn: Any) -> Iterator[str]:
-    yield f"[{turn.role}, {turn.task}]"
-    yield _indented(turn.prompt)
-    for response in turn.responses:
-        cut = ", cut by the length limit" if response.truncated else ""
-        yield f"-> {response.verdict}, {len(response.token_ids)} tokens, log-probability {response.logprob:.3f}{cut}"
-        yield _indented(printable(response.text))
-    if turn.accepted is not None and len(turn.responses) > 1:
-        right = sum(response.verdict == "correct" for response in turn.responses)
-        yield f"solved by {right} of {len(turn.responses)}"
-    if turn.accepted is not None and all(response.verdict != "correct" for response in turn.responses):
-        yield f"{turn.accepted} would have been accepted"
-
-
-def _indented(text: str) -> str:
-    return "\n".join(f"   {line}" for line in text.splitlines() or [""])
+    return Solve(**{name: parse_numbers(name, text) for name, text in given.items()}) if given else None

@@ -10,7 +10,7 @@ import pytest
 from characters import CharacterChat, answer, make_sample
 from model_files import CONFIG, make_model_folder
 
-import rollout.worker
+import launch.play.session
 from launch.cli import main
 from rollout.chat import ChatTokenizer
 from shared.errors import EngineError
@@ -50,7 +50,7 @@ def engine(monkeypatch) -> ScriptedEngine:
         scripted.config = config
         return scripted
 
-    monkeypatch.setattr(rollout.worker, "start_engine", start)
+    monkeypatch.setattr(launch.play.session, "start_engine", start)
     monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CharacterChat())
     return scripted
 
