@@ -20,6 +20,7 @@ from recorded_runs import write_records
 
 from launch.cli import main
 from shared.config_file import dump_toml, load_config
+from shared.episodes import Task
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "launch/configs/cpu_demo.toml"
@@ -27,6 +28,7 @@ LINES = [
     *(f"p={p} x={x}" for p, x in ((3, 2), (5, 3), (7, 2), (11, 7), (13, 6), (13, 12))),
     *(f"p={p} y={y}" for p, y in ((2, 1), (5, 4), (7, 6), (11, 2), (13, 5))),
     *(f"x={x} y={y}" for x, y in ((3, 5), (2, 4), (4, 3), (6, 2), (7, 2))),
+    *(f"propose {task}" for task in Task for _ in range(3)),
 ]
 # Two tokens whose logits differ by less may fall differently: sums of floats depend on their order.
 MARGIN = 1e-3
@@ -35,7 +37,7 @@ MARGIN = 1e-3
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("same")
-    assert main(["init-model", str(folder / "tiny"), "--config", str(DEMO), "--steps", "60"]) == 0
+    assert main(["init-model", str(folder / "tiny"), "--config", str(DEMO), "--steps", "120"]) == 0
     run = write_records(folder / "run")
     (run / "config.toml").write_text(dump_toml(load_config(DEMO, [f"--model.path={folder / 'tiny'}"])))
     shutil.rmtree(run / "model")
@@ -122,7 +124,7 @@ def test_three_ways_give_the_same_greedy_answers(exported, tmp_path):
     assert played.returncode == 0, played.stderr
     assert played.stderr == "starting the engine\n"
     turns = [turn for line in played.stdout.splitlines() for turn in json.loads(line)["turns"]]
-    assert len(turns) == len(LINES)
+    assert len(turns) >= len(LINES)
     prompts, answers = [turn["prompt"] for turn in turns], [turn["responses"][0]["text"] for turn in turns]
 
     by_transformers = through_transformers(exported, prompts)
