@@ -22,6 +22,7 @@ from torch import Tensor
 from learner.attention import PackedLayout
 from learner.batch import TrainingBatch
 from learner.buckets import BUCKET_ELEMENTS
+from learner.compiled import compiling
 from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, policy_loss
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
@@ -344,7 +345,7 @@ def _optimizer(model: torch.nn.Module, config: LearnerConfig) -> torch.optim.Opt
         "weight_decay": config.weight_decay,
     }
     if config.offload_optimizer is True:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with compiling(), contextlib.redirect_stdout(io.StringIO()):
             return deepspeed.ops.adam.DeepSpeedCPUAdam(model.parameters(), **settings)
     # Fused: one pass over the weights instead of a dozen.
     return torch.optim.AdamW(model.parameters(), fused=True, **settings)
