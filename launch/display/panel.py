@@ -123,7 +123,7 @@ def _facts(view: RunView, width: int, troubles: Sequence[str]) -> Table:
     table.add_column(style="dim", no_wrap=True, width=LABEL_WIDTH)
     table.add_column(overflow="fold", width=width - LABEL_WIDTH - 2)
     for label, text in (
-        ("evaluation", _evaluation(view)),
+        ("evaluation", _evaluation(view, width - LABEL_WIDTH - 2)),
         ("tokens/s", _throughput(view)),
         ("learner", _phases(view)),
         ("policy", _policy(view)),
@@ -136,7 +136,7 @@ def _facts(view: RunView, width: int, troubles: Sequence[str]) -> Table:
     return table
 
 
-def _evaluation(view: RunView) -> Text | None:
+def _evaluation(view: RunView, width: int) -> Text | None:
     if not view.evaluations:
         return None
     last = view.evaluations[-1]
@@ -144,11 +144,12 @@ def _evaluation(view: RunView) -> Text | None:
     if len(view.evaluations) > 1:
         line = sparkline([record["accuracy"] for record in view.evaluations], SMALL_TREND, 0.0, 1.0)
         text.append(f" {line}", style="not bold cyan")
-    tasks = "  ".join(f"{task} {result['accuracy']:.2f}" for task, result in sorted(last["tasks"].items()))
-    held_out = last["held_out_accuracy"]
-    text.append(f"  {tasks}" + ("" if held_out is None else f"  held out {held_out:.2f}"), style="not bold")
     text.append(f"  at step {last['version']}", style="not bold dim")
-    return text
+    if last["held_out_accuracy"] is not None:
+        text.append(f"  held out {last['held_out_accuracy']:.3f}", style="not bold")
+    tasks = _pairs({task: f"{result['accuracy']:.2f}" for task, result in sorted(last["tasks"].items())})
+    fits = text.cell_len + 2 + tasks.cell_len <= width
+    return text.append("  " if fits else "\n").append_text(tasks)
 
 
 def _throughput(view: RunView) -> Text | None:
