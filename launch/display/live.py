@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.live import Live
 from rich.text import Text
 
-from launch.display.panel import run_panel, span, start_panel
+from launch.display.panel import run_panel, start_panel
 from launch.display.plain import restart_line
 from launch.display.run_view import RunView
 from launch.records import Record, Records
@@ -24,6 +25,7 @@ LARGEST_WIDTH = 200
 QUIET_S = 60.0  # without a sign of life, until a process is mentioned
 LOG_TAIL_BYTES = 4096
 LOG_CHARACTERS = 200
+_TIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ "
 
 
 def terminal(*, force: bool) -> Console | None:
@@ -88,21 +90,26 @@ class LiveDisplay:
                     troubles = self._vitals.complaints(QUIET_S)
                     yield run_panel(self._view, self._name, width, troubles, stopping=self._stopping)
                 else:
-                    yield start_panel(self._stages(), self._name, width, stopping=self._stopping)
+                    waited_s = time.monotonic() - self._started
+                    yield start_panel(self._stages(), waited_s, self._name, width, stopping=self._stopping)
         except Exception as error:
             yield Text(f"{self._name}: the panel cannot be drawn: {error!r}")
 
     def _stages(self) -> list[tuple[str, str, str]]:
-        """What is waited for, and for how long: Ray, then each process, then the first evaluation or step."""
+        """What is waited for: Ray, then each process, with the last that it has logged."""
         signs = self._vitals.signs
-        waited = span(time.monotonic() - self._started)
         if not any(sign.runs for sign in signs.values()):
-            return [("Ray", "starts", waited)]
-        stages = [("Ray", "runs", "")]
-        for name, sign in signs.items():
-            state = "starts its process" if sign.beats < 0 else "loads, or waits for the others"
-            stages.append((name, state if sign.runs else "does not run", _last_line(self._logs / f"{name}.log")))
-        return [*stages, ("", "first weights and evaluation to come", f"{waited} since the launch")]
+            return [("Ray", "starting", ""), *((name, "waiting for Ray", "") for name in signs)]
+
+        def state(name: str) -> str:
+            if not signs[name].runs:
+                return "not running"
+            return "starting" if signs[name].beats < 0 else "loading"
+
+        return [
+            ("Ray", "running", ""),
+            *((name, state(name), _last_line(self._logs / f"{name}.log")) for name in signs),
+        ]
 
 
 def _last_line(log: Path) -> str:
@@ -110,8 +117,8 @@ def _last_line(log: Path) -> str:
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-            lines = file.read().decode(errors="replace").split("\n")
+            lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
     except OSError:
         return ""
-    last = next((line for line in reversed(lines) if line.strip()), "")
+    last = re.sub(_TIME, "", next((line for line in reversed(lines) if line.strip()), ""))
     return "".join(character for character in last if character.isprintable())[:LOG_CHARACTERS]

@@ -47,15 +47,20 @@ def run_panel(view: RunView, name: str, width: int, troubles: Sequence[str] = ()
     return _framed(Group(*parts), name, width)
 
 
-def start_panel(stages: Sequence[tuple[str, str, str]], name: str, width: int, *, stopping: bool = False) -> Panel:
-    """A run that is starting. stages: (what, its state, a detail), in order"""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(no_wrap=True)
-    table.add_column(style="dim", no_wrap=True, overflow="ellipsis")
+def start_panel(
+    stages: Sequence[tuple[str, str, str]], waited_s: float, name: str, width: int, *, stopping: bool = False
+) -> Panel:
+    """A run that is starting. stages: (what, its state, a detail), in order; waited_s: since the launch"""
+    columns = [max(len(stage[i]) for stage in stages) for i in range(2)]
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(no_wrap=True, width=columns[0])
+    table.add_column(style="bold", no_wrap=True, width=columns[1])
+    table.add_column(style="dim", no_wrap=True, overflow="ellipsis", width=max(1, width - 10 - sum(columns)))
     for stage in stages:
         table.add_row(*map(Text, stage))
-    heading = Text("starting" + (", stops after its first step" if stopping else ""), style="dim")
+    heading = Text(
+        f"starting  {span(waited_s)}" + ("  stopping after the first step" if stopping else ""), style="bold"
+    )
     return _framed(Group(heading, "", table), name, width)
 
 

@@ -79,14 +79,16 @@ def test_a_restart_is_shown_and_what_comes_again_is_forgotten(tmp_path):
 def test_before_the_first_record_each_process_is_shown_with_its_last_line(tmp_path):
     known = Vitals(NAMES)
     display, console = display_on(100, tmp_path, known=known)
-    assert re.search(r"Ray +starts +0:00:00", drawn(display, console))
+    assert re.search(r"Ray +starting +│\n│ learner-0 +waiting for Ray", drawn(display, console))
     log = tmp_path / "mine" / "logs" / "rollout-0.log"
     log.parent.mkdir(parents=True)
-    log.write_text("first\nLoading \x1b[2Jweights [1/2]\n\n")
+    log.write_text("first\n2026-01-02 03:04:05,678 INFO shards: 10%\rLoading \x1b[2Jweights [1/2]\n\n")
     known.look(set(NAMES), {"learner-0": -1, "rollout-0": 2})
     text = drawn(display, console)
-    assert re.search(r"learner-0 +starts its process", text)
-    assert "Loading [2Jweights [1/2]" in text  # without the escape, which would clear the screen
+    assert re.search(r"learner-0 +starting", text)
+    assert re.search(
+        r"rollout-0 +loading +Loading \[2Jweights \[1/2\] +│", text
+    )  # without the escape, which would clear the screen
 
 
 def test_a_resumed_run_goes_on_with_its_trends(tmp_path):
