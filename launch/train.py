@@ -151,7 +151,12 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                 vitals.look(cluster.running(), cluster.beats())
                 records.tell(observers)
 
-            return _watch(_supervisor(config, cluster, run_folder, learner, worker_keys, tell), look_on)
+            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, tell)
+            summary = _watch(supervisor, look_on)
+            records.tell(observers)
+            # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
+            supervisor.wait_for_goodbyes(GOODBYE_S)
+            return summary
 
 
 @contextlib.contextmanager
@@ -227,9 +232,6 @@ def _watch(supervisor: Supervisor, look_on: Callable[[], None]) -> Summary:
     supervisor.start()
     while (summary := supervisor.watch(timeout_s=0.5)) is None:
         look_on()
-    look_on()
-    # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
-    supervisor.wait_for_goodbyes(GOODBYE_S)
     return summary
 
 

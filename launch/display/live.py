@@ -22,6 +22,8 @@ from shared.config import Config
 
 REFRESHES_PER_S = 2
 LARGEST_WIDTH = 200
+# The terminal echoes Ctrl-C as ^C where the cursor is, at the end of the panel: it must not begin a new line there.
+ECHO_WIDTH = 3
 QUIET_S = 60.0  # without a sign of life, until a process is mentioned
 LOG_TAIL_BYTES = 4096
 LOG_CHARACTERS = 200
@@ -83,7 +85,7 @@ class LiveDisplay:
         self.say(restart_line(restart))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width, LARGEST_WIDTH)
+        width = min(options.max_width - ECHO_WIDTH, LARGEST_WIDTH)
         try:
             with self._lock:
                 if self._heard:

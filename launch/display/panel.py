@@ -182,7 +182,7 @@ def _policy(view: RunView) -> Text | None:
     text.append(" " + sparkline(view.series(entropy), SMALL_TREND), style="not bold cyan")
     staleness = _form(view.last(lambda record: record["staleness_mean"]), ".2f")
     mismatch = _form(view.last(lambda record: record["learner"]["mismatch_mean"]), ".1e")
-    return text.append("  ").append_text(_pairs({"staleness": staleness, "mismatch": f"{mismatch} nats"}))
+    return text.append("  ").append_text(_pairs({"staleness": staleness, "mismatch": mismatch}))
 
 
 def _memory(view: RunView) -> Text | None:
