@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.worker import WorkerSpec
 from shared.config import Config
+from shared.processes import signal_at_parents_death
 from shared.pulse import Pulse
 
 
@@ -108,6 +110,10 @@ class MachineKeeper:
         self._private = PrivateFolder(run_folder, machine)
         self._private.path.mkdir(mode=0o700)
         self._processes = LocalProcesses(self._private.path, self._private.note)
+
+    def stay_no_longer_than_ray(self) -> None:
+        """When this machine's Ray is killed, so is this process, and its reaper ends what Ray would leave running."""
+        signal_at_parents_death(signal.SIGKILL)
 
     def folder(self) -> Path:
         """The private folder of this start on this machine."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,14 @@ from itertools import islice
 from pathlib import Path
 
 from launch.bench.command import add_bench
+from launch.completion import add_completion
 from launch.display import summary_lines
+from launch.doctor.command import add_doctor
+from launch.export.command import add_export
+from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
+from launch.play.command import add_play
+from launch.report.command import add_report
 from launch.tiny_model import TinyModelSettings
 from shared.config_file import known_keys, load_config
 from shared.errors import ConfigError, PrimezeroError
@@ -32,6 +39,35 @@ examples:
 In the JSON, bands[i].trainable.all.tasks.deduction.model.accuracy is {value, low, high};
 launch/evaluation_report.py describes every field.
 """
+_TRAIN_DESCRIPTION = """\
+Train by self-play, or go on with a run that has ended early. Any configuration key can follow as
+--section.key VALUE; `primezero config` lists them.
+"""
+_TRAIN_EXAMPLES = """\
+examples:
+  primezero train --config launch/configs/cpu_demo.toml --model.path models/tiny --run.name mine
+  primezero train --config launch/configs/cpu_demo.toml --model.path models/tiny --run.name mine --resume
+  primezero train --config launch/configs/cpu_demo.toml --model.path models/tiny --learner.lr 5e-4
+"""
+_DESCRIPTION = """\
+Self-play on prime inversion: one language model proposes problems, solves them, and learns from both.
+"""
+_EXAMPLES = """\
+examples, of a run on the CPU from beginning to end:
+  primezero doctor
+  primezero init-model models/tiny --config launch/configs/cpu_demo.toml
+  primezero train --config launch/configs/cpu_demo.toml --model.path models/tiny --run.name mine
+  primezero report runs/mine
+  primezero inspect runs/mine --step last
+  primezero export runs/mine models/mine
+  primezero play --model models/mine --p 13 --x 7
+
+`primezero COMMAND --help` has more of each. The options of most commands go with configuration keys, as in
+--learner.lr 5e-4, which `primezero config` lists. `primezero completion bash` makes a shell know them all.
+"""
+# Commands that configuration keys can follow, and those that have no use for one.
+_CONFIGURED = ("train", "eval", "init-model", "plan", "play", "doctor", "config")
+_PLAIN = ("audit", "report", "inspect", "export", "completion")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
     try:
+        if overrides and options.name in _PLAIN:
+            raise ConfigError(f"{overrides[0]}: `primezero {options.name}` has no configuration; see its --help")
         options.command(options, overrides)
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read what is printed, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except PrimezeroError as error:
         print(f"primezero: {error}", file=sys.stderr)
         return 1
@@ -71,16 +113,16 @@ def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    from launch.evaluate import evaluate_models, parse_bands, run_config
+    from launch.evaluate import evaluate_models, model_config, parse_bands
     from launch.evaluation_table import table
 
     if options.temperature is not None and not options.samples:
         raise ConfigError("--temperature is for --samples: greedy decoding has none")
     if options.json is not None:
         check_writable(options.json)
-    config_file = options.config or run_config(options.folder)
+    config_file = options.config or model_config(options.folder)
     if config_file is not None and options.config is None:
-        print(f"using the configuration of the run, {config_file}", file=sys.stderr)
+        print(f"using the configuration that the model was trained with, {config_file}", file=sys.stderr)
     shorthands = {
         "environment.evaluation_problems_per_task": options.problems,
         "sampling.temperature": options.temperature,
@@ -116,9 +158,7 @@ def _init_model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     print(f"greedy accuracy {report.evaluation.accuracy:.3f}  ({tasks})")
 
 
-def _audit(options: argparse.Namespace, overrides: Sequence[str]) -> None:
-    if overrides:
-        raise ConfigError(f"{overrides[0]}: an audit has no configuration")
+def _audit(options: argparse.Namespace, _: Sequence[str]) -> None:
     from learner.audit import audit
 
     found = audit(options.folder)
@@ -138,16 +178,21 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="primezero", description="Self-play on prime inversion, split and streaming.")
+    parser = argparse.ArgumentParser(
+        prog="primezero",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+    )
     parser.add_argument("--version", action="version", version=f"primezero {version('primezero')}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
 
     train = commands.add_parser(
         "train",
         help="train by self-play",
-        description="Train by self-play. Any configuration key can follow as --section.key VALUE; "
-        "`primezero config` lists them.",
-        epilog="example: primezero train --config launch/configs/cpu_demo.toml --run.name mine --learner.lr 5e-4",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=_TRAIN_DESCRIPTION,
+        epilog=_TRAIN_EXAMPLES,
     )
     train.add_argument("--config", type=Path, help="a TOML file")
     train.add_argument(
@@ -165,7 +210,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EVAL_EXAMPLES,
     )
     evaluate.add_argument("folder", type=Path, metavar="MODEL_FOLDER", help="a Hugging Face model folder")
-    evaluate.add_argument("--config", type=Path, help="a TOML file; by default that of the run the folder lies in")
+    evaluate.add_argument(
+        "--config",
+        type=Path,
+        help="a TOML file; by default the one that comes with the model, or with the run that it lies in",
+    )
     evaluate.add_argument("--bands", help="ranges of primes, as in 2..13,5..101; by default the configuration's")
     evaluate.add_argument("--samples", type=int, default=0, metavar="K", help="also pass@1 to pass@K, by sampling")
     evaluate.add_argument("--temperature", metavar="T", help="of the samples; short for --sampling.temperature")
@@ -183,7 +232,7 @@ def _parser() -> argparse.ArgumentParser:
         help="make the tiny model for the CPU",
         description="Make a Qwen2 model of about 0.15M parameters with its own tokenizer and a short supervised warm "
         "start. It stands in for an Instruct model where there is no GPU.",
-        epilog="example: primezero init-model models/tiny --config launch/configs/cpu_demo.toml --run.seed 1",
+        epilog="example: primezero init-model models/tiny-1 --config launch/configs/cpu_demo.toml --run.seed 1",
     )
     init_model.add_argument("folder", type=Path, help="where the model goes")
     init_model.add_argument("--config", type=Path, help="a TOML file; its environment and seed are used")
@@ -196,8 +245,10 @@ def _parser() -> argparse.ArgumentParser:
         )
     init_model.set_defaults(command=_init_model)
 
-    add_bench(commands)
-    add_plan(commands)
+    add_report(commands)
+    add_inspect(commands)
+    add_export(commands)
+    add_play(commands)
 
     audit = commands.add_parser(
         "audit",
@@ -209,8 +260,18 @@ def _parser() -> argparse.ArgumentParser:
     audit.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="the folder of a run that has ended")
     audit.set_defaults(command=_audit)
 
-    config = commands.add_parser("config", help="list every configuration key")
+    add_doctor(commands)
+    add_plan(commands)
+    add_bench(commands)
+
+    config = commands.add_parser(
+        "config",
+        help="list every configuration key",
+        description="List every configuration key with a word on it. Keys that follow are checked.",
+        epilog="example: primezero config --learner.lr 5e-4",
+    )
     config.set_defaults(command=_config)
+    add_completion(commands, _parser, _CONFIGURED)
     return parser
 
 

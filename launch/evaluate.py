@@ -28,6 +28,8 @@ from shared.errors import ConfigError
 from shared.model_folder import check_model_folder
 
 Bounds = tuple[int, int]
+# In an exported model's folder.
+PROMPTS_FILE = "primezero.toml"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +59,10 @@ def parse_bands(text: str) -> tuple[Bounds, ...]:
     return tuple(bands)
 
 
-def run_config(model: Path) -> Path | None:
-    """The configuration of the run that exported this model folder: the file beside it, if there is one."""
-    path = model.resolve().parent / CONFIG_FILE
-    return path if path.is_file() else None
+def model_config(model: Path) -> Path | None:
+    """How the model was prompted in training: what its export says, else the configuration of the run it lies in."""
+    places = [model / PROMPTS_FILE, model.resolve().parent / CONFIG_FILE]
+    return next((path for path in places if path.is_file()), None)
 
 
 def evaluate_models(

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def start_own(folder: Path, *, mark: str, cpus: int, gpus: int) -> None:
     late.daemon = True
     late.start()
     try:
-        with _loopback():
+        with _loopback(), _own_handlers():
             _init(folder, cpus, gpus)
     finally:
         late.cancel()
@@ -97,8 +98,11 @@ def join(address: str) -> None:
             f"the Ray cluster at {address} lets in who has not its token, and with that to every machine of it: start "
             "it with RAY_AUTH_MODE=token, as `bash launch/cluster.sh head` does"
         )
+    if not _lets_in(address, None):  # Ray itself would go on trying, aloud
+        raise PlacementError(f"{refused}. This user's token is missing here, or is not the cluster's")
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        with _own_handlers():
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise PlacementError(f"{refused}. Ray says: {error}") from error
 
@@ -152,10 +156,27 @@ def _loopback() -> Iterator[None]:
         ray._private.services.resolve_ip_for_localhost = resolve
 
 
-def _lets_in(address: str, token: str) -> bool:
-    """Whether who shows this token is let in; asked in another process, since Ray reads its token once."""
+@contextlib.contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, to print where every thread is and die: this process's own handlers come back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+
+def _lets_in(address: str, token: str | None) -> bool:
+    """Whether who shows this token, by default this user's own, is let in.
+
+    Asked in another process, since Ray reads its token once.
+    """
     code = f"from ray._raylet import GcsClient; GcsClient(address={address!r}); print('let in')"
-    env = os.environ | {"RAY_AUTH_TOKEN": token, "RAY_gcs_server_request_timeout_seconds": "1"}
+    env = os.environ | {"RAY_gcs_server_request_timeout_seconds": "1"}
+    if token is not None:
+        env["RAY_AUTH_TOKEN"] = token
     with contextlib.suppress(subprocess.TimeoutExpired):
         asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=ASK_S)
         return "let in" in asked.stdout

@@ -148,7 +148,8 @@ class Machines:
         options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(machine.id, soft=False)}
         keeper = ray.remote(MachineKeeper).options(**options).remote(self._run_folder, machine.address)
         try:
-            self._folders[machine.id] = ray.get(keeper.folder.remote(), timeout=RESERVE_S)
+            _ask(keeper.stay_no_longer_than_ray.remote())
+            self._folders[machine.id] = _ask(keeper.folder.remote())
         except (RayError, ImportError) as error:
             raise PlacementError(
                 f"machine {machine.address} cannot take part: {error}. It needs this very installation at the same "

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.model_writing import make_readable, without_progress_bars
 from launch.tiny_tokenizer import new_tokenizer
 from rollout.chat import ChatTokenizer
 from rollout.environment import Environment, make_environment
@@ -93,7 +94,7 @@ def make_tiny_model(
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         report = _make(unfinished, make_environment(environment), environment, settings, seed, progress)
-        _make_readable(unfinished)
+        make_readable(unfinished)
         try:
             os.rename(unfinished, folder)
         except OSError as error:
@@ -126,7 +127,7 @@ def _make(
     (folder / "README.md").write_text(_README)
     tokenizer = new_tokenizer(env, settings.vocabulary, settings.max_positions)
     tokenizer.save_pretrained(folder)
-    with _reproducible(seed), _without_progress_bars():
+    with _reproducible(seed), without_progress_bars():
         model = _new_model(tokenizer, settings)
         # The library chooses the tokenizer's class by the model's configuration: load it as it will be loaded.
         model.config.save_pretrained(folder)
@@ -145,13 +146,6 @@ def _make(
     )
 
 
-def _make_readable(folder: Path) -> None:
-    """The modes of an ordinary folder: temporary folders, and safetensors' files, are the owner's alone."""
-    folder.chmod(0o755)
-    for path in folder.iterdir():
-        path.chmod(0o644)
-
-
 @contextmanager
 def _reproducible(seed: int) -> Iterator[None]:
     """One thread and a seeded global generator, both put back afterwards."""
@@ -165,19 +159,6 @@ def _reproducible(seed: int) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def _without_progress_bars() -> Iterator[None]:
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _new_model(tokenizer: Any, settings: TinyModelSettings) -> Any:

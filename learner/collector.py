@@ -10,10 +10,11 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from learner.problem_buffer import ProblemBuffer
 from learner.repeats import judge_repeats
@@ -130,7 +131,7 @@ class Collector:
             raise RuntimeError(f"{id} is closed")
         slot.reissues += 1
         rng = random.Random(f"reissue {self._seed} {id.lineage} {id.batch} {id.index} {slot.reissues}")
-        slot.ticket = msgspec.structs.replace(slot.ticket, seed=rng.getrandbits(63))
+        slot.ticket = replace(slot.ticket, seed=rng.getrandbits(63))
         return slot.ticket
 
     def issued(self, id: TicketId) -> Ticket:
@@ -170,7 +171,7 @@ class Collector:
         slot = self._slot(closed.id.batch, closed.id.index)
         if slot is None or slot.closed is not None:
             raise MessageError("a closed ticket that is not open here")
-        ticket = msgspec.structs.replace(slot.ticket, seed=seed)
+        ticket = replace(slot.ticket, seed=seed)
         closed = replace(closed, id=ticket.id)
         check_closed(ticket, closed, self._selfplay, self._limits)
         slot.ticket = ticket
@@ -226,9 +227,7 @@ class Collector:
         self._next_batch = saved.next_batch
         for number, slots in sorted(saved.open.items()):
             ids = (TicketId(self._lineage, number, index) for index in range(len(slots)))
-            self._open[number] = [
-                _Slot(msgspec.structs.replace(slot.ticket, id=id)) for slot, id in zip(slots, ids, strict=True)
-            ]
+            self._open[number] = [_Slot(replace(slot.ticket, id=id)) for slot, id in zip(slots, ids, strict=True)]
         return [slot.position for slots in saved.open.values() for slot in slots if slot.position is not None]
 
     def _fill(self, slot: _Slot, closed: ClosedTicket, position: int) -> None:

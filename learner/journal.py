@@ -13,11 +13,11 @@ import fcntl
 import logging
 import os
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+from isal.isal_zlib import crc32  # the same as zlib.crc32, at ten times its speed
 
 from shared.disk import reason, what_to_do
 from shared.episodes import ClosedTicket, TicketId
@@ -128,7 +128,7 @@ class Journal:
             if size > MAX_RECORD_BYTES:
                 raise ValueError(f"a record of {size} bytes")
             for piece in payload:
-                crc = zlib.crc32(piece, crc)
+                crc = crc32(piece, crc)
             pieces += [_PREFIX.pack(size, crc), *payload]
             positions.append(end)
             end += _PREFIX.size + size
@@ -203,7 +203,7 @@ def _read(file: int, position: int) -> bytes | None:
     if size > os.fstat(file).st_size - position - _PREFIX.size:
         return None
     payload = os.pread(file, size, position + _PREFIX.size)
-    return payload if len(payload) == size and zlib.crc32(payload) == crc else None
+    return payload if len(payload) == size and crc32(payload) == crc else None
 
 
 def _head(took: Took, frame_bytes: int) -> bytes:

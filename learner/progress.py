@@ -99,11 +99,15 @@ class Progress:
         }
         self._evaluation_log.write(record)
 
-    def step(self, version: int, metrics: Mapping[str, Any]) -> None:
-        """Record a trained batch, which made `version`."""
+    def step(self, version: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+        """What there is to record of a trained batch, which has just made `version`."""
         self._count(metrics)
         phases, self._laps = self._laps, {}
-        self._metrics.write({"step": version, "wall_s": self._wall(), **metrics, "phases": phases})
+        return {"step": version, "wall_s": self._wall(), **metrics, "phases": phases}
+
+    def record(self, step: Mapping[str, Any]) -> None:
+        """Write down what `step` returned, and perhaps more; steps in their order."""
+        self._metrics.write(step)
 
     def summarise(self, steps: int) -> Summary:
         """Write summary.json and return it."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from shared.config import RewardConfig, SelfPlayConfig
 from shared.episodes import ClosedTicket, Episode, Task, Verdict

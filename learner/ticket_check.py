@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from itertools import pairwise
 
 from shared.config import SelfPlayConfig
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Ticket, Verdict
@@ -35,25 +35,17 @@ def check_closed(ticket: Ticket, closed: ClosedTicket, selfplay: SelfPlayConfig,
     _check_proposal(ticket, closed)
     if closed.problem != (closed.proposed or ticket.problem):
         raise MessageError("a closed ticket on another problem than its own")
-    if len(closed.attempts) != selfplay.trained_attempts:
-        raise MessageError(f"a closed ticket with the wrong number of attempts: {len(closed.attempts)}")
-    if any(attempt.role is not Role.SOLVER for attempt in closed.attempts):
-        raise MessageError("a closed ticket with its roles mixed up")
-    if closed.problem.task is not ticket.task or any(e.task is not ticket.task for e in closed.episodes):
+    if closed.problem.task is not ticket.task:
         raise MessageError("a closed ticket of another task")
     if _longest_field(closed.problem) > MAX_PROBLEM_CHARACTERS:
         raise MessageError("a closed ticket with an endless problem")
+    if len(closed.attempts) != selfplay.trained_attempts:
+        raise MessageError(f"a closed ticket with the wrong number of attempts: {len(closed.attempts)}")
     _check_solve_rate(closed, selfplay)
-    for episode in closed.episodes:
-        _check_episode(episode, limits)
-        for span in episode.spans:
-            if not ticket.min_version <= span.version <= ticket.id.batch:
-                raise MessageError(
-                    "a token of weights that its ticket is not for: "
-                    f"version {span.version} in a ticket of batch {ticket.id.batch}"
-                )
-        if len(episode.spans) > 1 and any(b.version < a.version for a, b in pairwise(episode.spans)):
-            raise MessageError("an episode whose weight versions go backwards")
+    if closed.proposal is not None:
+        _check_episode(closed.proposal, Role.PROPOSER, PROPOSERS_VERDICTS, ticket, limits)
+    for attempt in closed.attempts:
+        _check_episode(attempt, Role.SOLVER, SOLVERS_VERDICTS, ticket, limits)
 
 
 def _check_proposal(ticket: Ticket, closed: ClosedTicket) -> None:
@@ -61,8 +53,6 @@ def _check_proposal(ticket: Ticket, closed: ClosedTicket) -> None:
     valid = proposal is not None and proposal.verdict is Verdict.VALID
     if (proposal is not None) != (ticket.kind == "proposal") or valid != (proposed is not None):
         raise MessageError("a closed ticket with the wrong proposal")
-    if proposal is not None and proposal.role is not Role.PROPOSER:
-        raise MessageError("a closed ticket with its roles mixed up")
     if proposed is not None and any(proposed.key == shown.key for shown in ticket.references):
         raise MessageError("a valid proposal that is one of its references")
 
@@ -79,13 +69,29 @@ def _check_solve_rate(closed: ClosedTicket, selfplay: SelfPlayConfig) -> None:
         )
 
 
-def _check_episode(episode: Episode, limits: TokenLimits) -> None:
-    if episode.verdict not in (SOLVERS_VERDICTS if episode.role is Role.SOLVER else PROPOSERS_VERDICTS):
-        raise MessageError(f"a {episode.role} that is judged {episode.verdict}")
-    if abs(episode.reward) > MAX_REWARD:
+def _check_episode(
+    episode: Episode, role: Role, verdicts: Collection[Verdict], ticket: Ticket, limits: TokenLimits
+) -> None:
+    if episode.role is not role:
+        raise MessageError("a closed ticket with its roles mixed up")
+    if episode.task is not ticket.task:
+        raise MessageError("a closed ticket of another task")
+    if episode.verdict not in verdicts:
+        raise MessageError(f"a {role} that is judged {episode.verdict}")
+    if not abs(episode.reward) <= MAX_REWARD:
         raise MessageError("an episode with an impossible reward")
     if len(episode.prompt_ids) > limits.prompt or len(episode.response_ids) > limits.response:
         raise MessageError("an episode longer than sampling allows")
+    before = ticket.min_version
+    for span in episode.spans:
+        if not ticket.min_version <= span.version <= ticket.id.batch:
+            raise MessageError(
+                "a token of weights that its ticket is not for: "
+                f"version {span.version} in a ticket of batch {ticket.id.batch}"
+            )
+        if span.version < before:
+            raise MessageError("an episode whose weight versions go backwards")
+        before = span.version
 
 
 def _longest_field(problem: Problem) -> int:

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -167,13 +168,16 @@ class Trainer:
         self._evaluations = Evaluations(self._pool, self._progress.evaluated, config.rollout.evaluation_timeout_s)
         self._asleep: list[Member] = []
         self._version = self._first_version
+        # The step whose weights are on their way to the workers beside the next one's training.
+        self._unrecorded: dict[str, Any] | None = None
 
     def run(self) -> Summary:
         """Train `run.steps` batches, or until the time limit or the stop file; export; summarise."""
         config, last = self._config, self._config.run.steps - 1
         self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
         version = self._version
-        self._sync_everyone()
+        self._sync.begin(version)
+        self._finish_sync()
         final = version == config.run.steps or self._must_stop()
         if self._progress.needs_evaluation(version, final=final):
             self._evaluations.start(version)
@@ -188,19 +192,28 @@ class Trainer:
             self._progress.lap("train_s")
             self._version = version = version + 1
             final = version == config.run.steps or self._must_stop()
+            self._settle()
+            self._progress.lap("sync_s")
+            beside_training = False
             if final or version % config.sync.every == 0:
                 self._finish_evaluation()
                 self._progress.lap("evaluation_wait_s")
-                record |= self._sync_everyone()
-                self._progress.lap("sync_s")
+                self._sync.begin(version)
                 if not final:
                     self._pool.open_through(version, last)
-                if final or self._evaluations.owed or version % config.run.evaluate_every == 0:
+                evaluates = final or self._evaluations.owed or version % config.run.evaluate_every == 0
+                beside_training = not evaluates and self._may_sync_beside_training(version)
+                if not beside_training:
+                    record |= self._finish_sync()
+                self._progress.lap("sync_s")
+                if evaluates:
                     self._evaluations.start(version)
             else:
                 self._wake()
             record |= {"workers": asdict(self._pool.turnover()), "stream": asdict(self._pool.stream_cost())}
-            self._progress.step(version, record)
+            self._unrecorded = self._progress.step(version, record)
+            if not beside_training:
+                self._record()
             if self._store.is_due(version):
                 self._save_checkpoint(version)
         self._finish_evaluation()
@@ -256,14 +269,39 @@ class Trainer:
             return None
         return self._policy.reference_penalty(rows.unnormalised()).numpy()
 
-    def _sync_everyone(self) -> dict[str, object]:
-        record = self._sync.everyone(self._version)
+    def _may_sync_beside_training(self, version: int) -> bool:
+        """Whether the next batch may be trained, if it is closed, before all workers have got `version`."""
+        config = self._config
+        takes_turns = config.rollout.colocation == "alternate"
+        return config.selfplay.max_staleness > 0 and not takes_turns and not self._store.is_due(version)
+
+    def _finish_sync(self) -> dict[str, object]:
+        record = self._sync.finish()
+        if record is None:  # the policy may be newer by now, which does as well
+            record = self._sync.everyone(self._version)
         self._asleep = []
         self._progress.synced()
         return {"sync": record}
 
+    def _settle(self) -> None:
+        """Wait for the sync beside training, if there is one, and record its step."""
+        if self._unrecorded is not None:
+            self._unrecorded |= self._finish_sync()
+            self._record()
+
+    def _record(self) -> None:
+        assert self._unrecorded is not None
+        self._progress.record(self._unrecorded)
+        self._unrecorded = None
+
     def _attend(self) -> None:
-        """A worker has come or left while the learner waits: bring it up, or have another do its evaluation."""
+        """What may happen while the learner waits for a batch.
+
+        A sync is over. A worker has come or left: bring it up, or have another do its evaluation.
+        """
+        if not self._sync.is_settled:
+            return  # which calls for attention in its turn
+        self._settle()
         self._evaluations.attend(self._version)
         self._bring_newcomers_up()
         self._evaluations.attend(self._version)

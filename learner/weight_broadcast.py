@@ -13,13 +13,14 @@ import threading
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import torch
 
 from learner.weight_packing import Packer
 from learner.weight_source import WeightSource, check_finite
-from learner.weight_transport import SendStats, Settings, Update, WeightSyncClient
+from learner.weight_transport import SendStats, Settings, Transport, Update, WeightSyncClient
 from shared.errors import WeightSyncError
 from shared.weight_checksum import checksum
 from shared.weight_wire import FORMAT, TRAILER_BYTES, BroadcastInit, BroadcastUpdate, to_plain
@@ -49,7 +50,7 @@ class Root(Protocol):
 MakeRoot = Callable[[str, str, float], Root]
 
 
-class BroadcastTransport:
+class BroadcastTransport(Transport):
     """Broadcasts packed chunks, each with its checksum behind it (`Transport`)."""
 
     point_to_point = False
@@ -116,8 +117,11 @@ class BroadcastTransport:
             )
         self._root, self._token, self._members = root, token, members
 
-    def send(self, version: int) -> SendStats:
-        """See `Transport.send`. After a broadcast that failed, `connect` has to be called first."""
+    def begin(self, version: int) -> Callable[[], SendStats]:
+        """See `Transport.begin`: the engines have received all chunks.
+
+        After a broadcast that failed, `connect` has to be called first.
+        """
         packer = self._check_open()
         root = self._root
         if root is None:
@@ -142,7 +146,7 @@ class BroadcastTransport:
             raise WeightSyncError(
                 f"weight sync: broadcasting version {version} failed: {thread.error or _hangs(root)}"
             ) from thread.error
-        return update.finish(packer.nbytes)
+        return partial(update.finish, packer.nbytes)
 
     def close(self) -> None:
         """Leave the group."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
 
 from learner.weight_packing import Packer
 from learner.weight_source import WeightSource, check_finite
-from learner.weight_transport import SendStats, Settings, Update, WeightSyncClient
+from learner.weight_transport import SendStats, Settings, Transport, Update, WeightSyncClient
 from shared.errors import WeightSyncError
 from shared.weight_checksum import checksum
 from shared.weight_wire import FORMAT, IpcBuffer, IpcUpdate, PlainInit, check_buffer, parse, to_plain
@@ -22,7 +23,7 @@ from shared.weight_wire import FORMAT, IpcBuffer, IpcUpdate, PlainInit, check_bu
 _ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
-class IpcTransport:
+class IpcTransport(Transport):
     """Fills the buffer chunk by chunk; each `update_weights` returns when its chunk has been read (`Transport`)."""
 
     point_to_point = True
@@ -51,8 +52,8 @@ class IpcTransport:
         """See `Transport.connect`."""
         self._client.init_weight_transfer_engine(to_plain(PlainInit(FORMAT, "ipc")))
 
-    def send(self, version: int) -> SendStats:
-        """See `Transport.send`."""
+    def begin(self, version: int) -> Callable[[], SendStats]:
+        """See `Transport.begin`: the engines have read all chunks."""
         packer = self._packer
         if packer is None:
             raise WeightSyncError("the weight sender is closed")
@@ -62,7 +63,7 @@ class IpcTransport:
         with closing(packer.pack(self._source)) as packing:
             for index, end in enumerate(packing):
                 update.update(self._chunk(packer, version, index, end))
-        return update.finish(packer.nbytes)
+        return partial(update.finish, packer.nbytes)
 
     def close(self) -> None:
         """Free the buffer, once the engines have let go of it."""

@@ -7,7 +7,7 @@ same GPU, `nccl` (learner/weight_broadcast.py) elsewhere. Each runs inside vLLM'
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -62,6 +62,22 @@ class WeightSender:
         """Shake hands with the client's present members: before the first send, and when they have changed."""
         with _as_sync_error("the weight-sync handshake failed"):
             self._trainer.transport.connect()
+
+    def begin(self, version: int) -> Callable[[], SendStats]:
+        """Take the source's present weights, to be sent as `version`: afterwards they may change.
+
+        What is returned puts them into the engines, on any thread, before the sender is asked for anything else.
+        Both raise as `send` does.
+        """
+        with _as_sync_error(f"sending weight version {version} failed"):
+            finish = self._trainer.transport.begin(version)
+
+        def finish_sending() -> SendStats:
+            with _as_sync_error(f"sending weight version {version} failed"):
+                stats: SendStats = finish()
+            return stats
+
+        return finish_sending
 
     def send(self, version: int) -> SendStats:
         """Put the source's present weights into the engines as `version`.

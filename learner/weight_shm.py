@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from learner.weight_segment import WeightSegment
 from learner.weight_source import WeightSource
-from learner.weight_transport import SendStats, Settings, Update, WeightSyncClient
+from learner.weight_transport import SendStats, Settings, Transport, Update, WeightSyncClient
 from shared.errors import WeightSyncError
 from shared.weight_wire import FORMAT, PlainInit, to_plain
 
 
-class ShmTransport:
+class ShmTransport(Transport):
     """Writes the segment anew for each version (`Transport`)."""
 
     point_to_point = True
@@ -24,16 +26,20 @@ class ShmTransport:
         """See `Transport.connect`."""
         self._client.init_weight_transfer_engine(to_plain(PlainInit(FORMAT, "shm")))
 
-    def send(self, version: int) -> SendStats:
-        """See `Transport.send`."""
+    def begin(self, version: int) -> Callable[[], SendStats]:
+        """See `Transport.begin`: the segment keeps the weights."""
         segment = self._segment
         if segment is None:
             raise WeightSyncError("the weight sender is closed")
         update = Update(self._client, version)
         manifest = update.write(lambda: segment.write(self._source, version))
-        update.start()
-        update.update(to_plain(manifest))
-        return update.finish(segment.nbytes)
+
+        def finish() -> SendStats:
+            update.start()
+            update.update(to_plain(manifest))
+            return update.finish(segment.nbytes)
+
+        return finish
 
     def close(self) -> None:
         """Remove the segment."""

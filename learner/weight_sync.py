@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
+from typing import Any
 
 from learner.members import Member
 from learner.parity import check_parity
@@ -19,6 +21,9 @@ log = logging.getLogger(__name__)
 
 class WeightSync:
     """Sends the policy's present weights and lets nobody work with them before the parity probe has passed.
+
+    What needs the policy is done by `begin`; the rest goes on on a thread of its own, and `finish` waits for it. In
+    between the policy may be trained, and nothing else is asked for here.
 
     A worker that fails on the way leaves, and the others go on. What ends the run: weights that are not finite, and a
     probe that comes out differently, both WeightSyncError; and StreamTimeoutError when nobody is left and nobody
@@ -45,35 +50,54 @@ class WeightSync:
         self._tolerance = tolerance
         self._wait_s = wait_s
         self._connected: frozenset[Member] = frozenset()
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-sync")
+        self._under_way: Future[dict[str, Any] | None] | None = None
 
     @property
     def disturbs_others(self) -> bool:
         """Whether workers that have been synced before take part when newcomers are brought up."""
         return not self._sender.point_to_point
 
-    def everyone(self, version: int) -> dict[str, object]:
+    @property
+    def is_settled(self) -> bool:
+        """Whether `finish` would return, or raise, at once."""
+        return self._under_way is None or self._under_way.done()
+
+    def everyone(self, version: int) -> dict[str, Any]:
         """Bring every worker, newcomers included, to `version`; what it took, for the record."""
         while True:
-            self._pool.wait_for_workers(1, self._wait_s)
-            stats = self._send(self._pool.members(), version)
-            if stats is not None:
-                differences = self._check(version)
-                pause_s = max(finished.pause_s for finished in self._client.finished.values())
-                return {**asdict(stats), "pause_s": pause_s, "probe_difference": max(differences)}
+            self.begin(version)
+            if (record := self.finish()) is not None:
+                return record
+
+    def begin(self, version: int) -> None:
+        """Take the policy's present weights as `version`, and begin to bring every worker to them.
+
+        The pool's attention is called when it is over, whatever has come of it.
+        """
+        self._pool.wait_for_workers(1, self._wait_s)
+        self._begin(self._pool.members(), version)
+
+    def finish(self) -> dict[str, Any] | None:
+        """Wait for what `begin` began; what it took, for the record.
+
+        None where members were lost and the transport gave up for it: to be tried again with those that are left.
+        """
+        under_way, self._under_way = self._under_way, None
+        return None if under_way is None else under_way.result()
 
     def newcomers(self, version: int) -> None:
         """Bring up whoever has come, at `version`, which the policy's present weights are."""
         while new := self._pool.newcomers():
-            members = self._pool.members() if self.disturbs_others else new
-            if self._send(members, version) is not None:
-                self._check(version)
+            self._begin(self._pool.members() if self.disturbs_others else new, version)
+            self.finish()
 
     def close(self) -> None:
-        """Remove what the transport holds. Nothing can be sent afterwards."""
+        """Remove what the transport holds. Nothing can be sent afterwards. The pool is to be closed before."""
+        self._thread.shutdown()
         self._sender.close()
 
-    def _send(self, members: Sequence[Member], version: int) -> SendStats | None:
-        """None where members were lost and the transport gave up for it: to be tried again with those that are left."""
+    def _begin(self, members: Sequence[Member], version: int) -> None:
         self._pool.check_forwards(members, version)
         self._client.members = list(members)
         try:
@@ -81,17 +105,41 @@ class WeightSync:
                 self._connected = frozenset()
                 self._sender.connect()
                 self._connected = frozenset(members)
-            return self._sender.send(version)
+            send = self._sender.begin(version)
         except WeightSyncError as error:
-            if members and set(members) <= set(self._pool.members()):
-                raise
-            log.warning("sending weight version %d failed with its receivers: %s", version, error)
-            self._connected = frozenset()
-            return None
+            self._give_up(members, version, error)
+            self._pool.call_attention()
+            return
+        ours: Future[Float32Array] = Future()
+        self._under_way = self._thread.submit(self._bring_up, members, version, send, ours)
+        self._under_way.add_done_callback(lambda _: self._pool.call_attention())
+        try:
+            ours.set_result(self._score())
+        except BaseException as error:
+            ours.set_exception(error)
+            raise
 
-    def _check(self, version: int) -> list[float]:
+    def _bring_up(
+        self, members: Sequence[Member], version: int, send: Callable[[], SendStats], ours: Future[Float32Array]
+    ) -> dict[str, Any] | None:
+        try:
+            stats = send()
+        except WeightSyncError as error:
+            self._give_up(members, version, error)
+            return None
+        differences = self._check(ours.result(), version)
+        pause_s = max(finished.pause_s for finished in self._client.finished.values())
+        return {**asdict(stats), "pause_s": pause_s, "probe_difference": max(differences)}
+
+    def _give_up(self, members: Sequence[Member], version: int, error: WeightSyncError) -> None:
+        """Raise `error` unless members were lost, which explains it."""
+        if members and set(members) <= set(self._pool.members()):
+            raise error
+        log.warning("sending weight version %d failed with its receivers: %s", version, error)
+        self._connected = frozenset()
+
+    def _check(self, ours: Float32Array, version: int) -> list[float]:
         """The parity probe of all that have just finished; those pass."""
-        ours = self._score()
         differences = [
             check_parity(ours, finished.probe_logprobs, worker=member.name, version=version, tolerance=self._tolerance)
             for member, finished in self._client.finished.items()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
@@ -63,19 +64,30 @@ class Settings:
     address: str
 
 
-class Transport(Protocol):
-    """One way for weights to reach the engines."""
+class Transport(ABC):
+    """One way for weights to reach the engines.
 
-    @property
-    def point_to_point(self) -> bool:
-        """Whether a send may go to some of the members only; otherwise all have to take part."""
+    point_to_point: whether a send may go to some of the members only; otherwise all have to take part
+    """
 
+    point_to_point: ClassVar[bool]
+
+    @abstractmethod
     def connect(self) -> None:
         """The handshake with the members there are."""
 
+    @abstractmethod
+    def begin(self, version: int) -> Callable[[], SendStats]:
+        """Take the source's present weights, to be sent as `version`: afterwards they may change.
+
+        What is returned puts them into the engines, on any thread, before the transport is asked for anything else.
+        """
+
     def send(self, version: int) -> SendStats:
         """Put the source's present weights into the engines as `version`."""
+        return self.begin(version)()
 
+    @abstractmethod
     def close(self) -> None:
         """Let go of everything."""
 

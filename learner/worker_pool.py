@@ -42,8 +42,9 @@ class WorkerPool:
     Whoever names an incarnation that is here resumes it: it keeps its tickets, and is told again what it may have
     missed.
 
-    Messages are handled on the stream's I/O thread; everything else is called by the trainer's. One
-    lock guards it all. Every wait has a timeout, and its error names the last failure of a worker.
+    Messages are handled on the stream's I/O thread; everything else is called by the trainer's, and what a weight sync
+    needs by that of the sync. One lock guards it all. Every wait has a timeout, and its error names the last failure
+    of a worker.
 
     clock: seconds, for all timeouts; beat: called at every wait's beginning, and every second of it
     """
@@ -152,7 +153,8 @@ class WorkerPool:
     def wait_for_batch(self, number: int, attend: Callable[[], None] | None = None) -> Batch:
         """Batch `number`, released.
 
-        attend: called on this thread, without the lock, whenever a worker has come or left meanwhile
+        attend: called on this thread, without the lock, whenever a worker has come or left meanwhile, or
+            `call_attention` has been
         Raises StreamTimeoutError when for `stream.batch_timeout_s` no ticket of it closes and no worker joins.
         """
         self._wait(
@@ -166,6 +168,12 @@ class WorkerPool:
             batch = self._collector.release(number)
             self._journal.append(Released(self._collector.lineage, number, batch.positions))
             return batch
+
+    def call_attention(self) -> None:
+        """Have whoever waits for a batch, or is about to, `attend` to what has happened elsewhere."""
+        with self._changed:
+            self._attention = True
+            self._changed.notify_all()
 
     def start_call(self, requests: Mapping[Member, msg.Request]) -> int:
         """Send each member its request; `finish_call` takes the returned id. Who has left has failed."""
@@ -247,7 +255,10 @@ class WorkerPool:
                 self._server.send(peer, msg.Bye())
 
     def close(self) -> None:
-        """Close the stream. Workers that were not sent home wait for another learner."""
+        """Close the stream, and end every wait. Workers that were not sent home wait for another learner."""
+        with self._changed:
+            self._failure = self._failure or WorkerFailedError("the learner has closed its end of the stream")
+            self._changed.notify_all()
         self._server.close()
 
     def _wait(

@@ -373,7 +373,7 @@ class StreamConfig(Section):
         "with keys that are made at launch",
     )
     max_message_mib: Count = Field(256, description="largest message accepted")
-    batch_kib: Count = Field(512, description="closed tickets leave a worker at once when so much has come together")
+    batch_kib: Count = Field(1024, description="closed tickets leave a worker at once when so much has come together")
     batch_ms: float = Field(2, ge=0, le=1000, description="and otherwise so long after the first of them has closed")
     batch_timeout_s: Seconds = Field(900, description="longest wait for a batch's next closed ticket")
     worker_timeout_s: Seconds = Field(60, description="a worker not heard of for so long is given up")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Sequence
 
 from shared.config import RewardConfig
 from shared.episodes import Verdict
 
 
-def solve_rate(verdicts: Collection[Verdict]) -> float:
+def solve_rate(verdicts: Sequence[Verdict]) -> float:
     """r̄: mean of 1[correct] over the verdicts on attempts at one problem."""
-    return sum(verdict is Verdict.CORRECT for verdict in verdicts) / len(verdicts)
+    return verdicts.count(Verdict.CORRECT) / len(verdicts)
 
 
 def solver_reward(verdict: Verdict, response_tokens: int, rewards: RewardConfig) -> float:

@@ -8,11 +8,11 @@ MessageError.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -26,22 +26,24 @@ MAX_TOKENS_PER_TICKET = 2**27
 Frame = bytes | memoryview
 
 _LENGTH_BYTES = 4
+_Length = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS_PER_TICKET)]
+_Finite = Annotated[float, msgspec.Meta(ge=-sys.float_info.max, le=sys.float_info.max)]
 
 
-class EpisodeHeader(msgspec.Struct, frozen=True, array_like=True):
+class EpisodeHeader(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An Episode without its arrays. prompt: index into the ticket's distinct prompts."""
 
     role: Role
     task: Task
-    prompt: int
-    response_tokens: int
+    prompt: Annotated[int, msgspec.Meta(ge=0)]
+    response_tokens: _Length
     spans: tuple[VersionSpan, ...]
     truncated: bool
     verdict: Verdict
-    reward: float
+    reward: _Finite
 
 
-class TicketHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+class TicketHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
     """A ClosedTicket without its arrays.
 
     sequence: numbers the closed tickets of one worker incarnation, from 0
@@ -52,10 +54,10 @@ class TicketHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_
     id: TicketId
     proposed: Problem | None
     problem: Problem
-    solve_rate: float
-    prompt_tokens: tuple[int, ...]
+    solve_rate: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    prompt_tokens: tuple[_Length, ...]
     proposal: EpisodeHeader | None
-    attempts: tuple[EpisodeHeader, ...]
+    attempts: Annotated[tuple[EpisodeHeader, ...], msgspec.Meta(min_length=1, max_length=MAX_EPISODES_PER_TICKET)]
     untrained_episodes: Annotated[int, msgspec.Meta(ge=0, le=MAX_EPISODES_PER_TICKET)]
     untrained_tokens: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS_PER_TICKET)]
 
@@ -72,7 +74,7 @@ def encode_ticket(sequence: int, ticket: ClosedTicket) -> bytes:
     def header(episode: Episode) -> EpisodeHeader:
         prompt = seen.get(id(episode.prompt_ids))
         if prompt is None:
-            prompt = prompts.setdefault(episode.prompt_ids.astype("<i4", copy=False).tobytes(), len(prompts))
+            prompt = prompts.setdefault(np.asarray(episode.prompt_ids, "<i4").tobytes(), len(prompts))
             seen[id(episode.prompt_ids)] = prompt
         return EpisodeHeader(
             episode.role,
@@ -94,7 +96,7 @@ def encode_ticket(sequence: int, ticket: ClosedTicket) -> bytes:
             ticket.proposed,
             ticket.problem,
             ticket.solve_rate,
-            tuple(len(prompt) // 4 for prompt in prompts),
+            tuple([len(prompt) // 4 for prompt in prompts]),
             proposal,
             attempts,
             ticket.untrained_episodes,
@@ -102,10 +104,11 @@ def encode_ticket(sequence: int, ticket: ClosedTicket) -> bytes:
         )
     )
     episodes = ticket.episodes
-    responses = [np.ascontiguousarray(episode.response_ids, "<i4").data for episode in episodes]
-    logprobs = [np.ascontiguousarray(episode.behaviour_logprobs, "<f4").data for episode in episodes]
+    # Joined as they are: an array is a buffer, which numpy's annotations do not say.
+    arrays: list[Any] = [np.ascontiguousarray(episode.response_ids, "<i4") for episode in episodes]
+    arrays += [np.ascontiguousarray(episode.behaviour_logprobs, "<f4") for episode in episodes]
     length = len(head).to_bytes(_LENGTH_BYTES, "little")
-    return b"".join([length, head, bytes(-len(head) % 4), *prompts, *responses, *logprobs])
+    return b"".join([length, head, bytes(-len(head) % 4), *prompts, *arrays])
 
 
 @dataclass(slots=True)
@@ -136,28 +139,25 @@ class TicketFrame:
         Raises MessageError when counts, sizes, spans or values do not fit together, or for an id of no token.
         """
         header = self.header
-        headers = header.attempts if header.proposal is None else (header.proposal, *header.attempts)
-        if not header.attempts:
-            raise MessageError("a closed ticket without attempts")
-        if not 0 <= header.solve_rate <= 1:
-            raise MessageError(f"an impossible solve rate: {header.solve_rate}")
-        if len(headers) > MAX_EPISODES_PER_TICKET:
-            raise MessageError(f"too many episodes in one ticket: {len(headers)}")
-        episodes = self._episodes(headers, vocabulary)
+        episodes = self._episodes(vocabulary)
         return ClosedTicket(
-            id=header.id,
-            proposal=None if header.proposal is None else episodes[0],
-            proposed=header.proposed,
-            problem=header.problem,
-            attempts=tuple(episodes[header.proposal is not None :]),
-            solve_rate=header.solve_rate,
-            untrained_episodes=header.untrained_episodes,
-            untrained_tokens=header.untrained_tokens,
+            header.id,
+            None if header.proposal is None else episodes[0],
+            header.proposed,
+            header.problem,
+            tuple(episodes[header.proposal is not None :]),
+            header.solve_rate,
+            header.untrained_episodes,
+            header.untrained_tokens,
         )
 
-    def _episodes(self, headers: Sequence[EpisodeHeader], vocabulary: int) -> list[Episode]:
-        lengths = [h.response_tokens for h in headers]
-        prompt_tokens, response_tokens = _total(self.header.prompt_tokens), _total(lengths)
+    def _episodes(self, vocabulary: int) -> list[Episode]:
+        """The proposal, if any, then the attempts. Values are checked for all of them at once."""
+        header = self.header
+        headers = header.attempts if header.proposal is None else (header.proposal, *header.attempts)
+        prompt_tokens, response_tokens = sum(header.prompt_tokens), sum([h.response_tokens for h in headers])
+        if prompt_tokens + response_tokens > MAX_TOKENS_PER_TICKET:
+            raise MessageError("arrays of impossible lengths")
         expected = self.arrays + 4 * (prompt_tokens + 2 * response_tokens)
         if len(self.frame) != expected:
             raise MessageError(f"arrays of another size than announced: {len(self.frame)} bytes instead of {expected}")
@@ -167,19 +167,20 @@ class TicketFrame:
             raise MessageError("a token id outside the vocabulary")
         if not np.isfinite(logprobs).all():
             raise MessageError("a log-probability that is not finite")
-        prompts = [ids[start:end] for start, end in pairwise(accumulate(self.header.prompt_tokens, initial=0))]
+        prompts = [ids[start:end] for start, end in pairwise(accumulate(header.prompt_tokens, initial=0))]
         responses = ids[prompt_tokens:]
-        return [
-            _episode(h, prompts, responses[start:end], logprobs[start:end])
-            for h, (start, end) in zip(headers, pairwise(accumulate(lengths, initial=0)), strict=True)
-        ]
-
-
-def _total(lengths: Sequence[int]) -> int:
-    total = sum(lengths)
-    if min(lengths, default=0) < 1 or total > MAX_TOKENS_PER_TICKET:
-        raise MessageError("arrays of impossible lengths")
-    return total
+        episodes = []
+        start = 0
+        for h in headers:
+            end = start + h.response_tokens
+            if h.prompt >= len(prompts):
+                raise MessageError("an episode's prompt is missing")
+            if not _cover(h.spans, h.response_tokens):
+                raise MessageError("version spans do not cover the response")
+            arrays = prompts[h.prompt], responses[start:end], logprobs[start:end]
+            episodes.append(Episode(h.role, h.task, *arrays, h.spans, h.truncated, h.verdict, h.reward))
+            start = end
+        return episodes
 
 
 def _cover(spans: Sequence[VersionSpan], tokens: int) -> bool:
@@ -191,28 +192,3 @@ def _cover(spans: Sequence[VersionSpan], tokens: int) -> bool:
             return False
         edge = span.end
     return edge == tokens
-
-
-def _episode(
-    header: EpisodeHeader,
-    prompts: Sequence[np.ndarray[tuple[int], np.dtype[np.int32]]],
-    ids: np.ndarray[tuple[int], np.dtype[np.int32]],
-    logprobs: np.ndarray[tuple[int], np.dtype[np.float32]],
-) -> Episode:
-    if not 0 <= header.prompt < len(prompts):
-        raise MessageError("an episode's prompt is missing")
-    if not _cover(header.spans, header.response_tokens):
-        raise MessageError("version spans do not cover the response")
-    if not math.isfinite(header.reward):
-        raise MessageError("a reward is not finite")
-    return Episode(
-        header.role,
-        header.task,
-        prompts[header.prompt],
-        ids,
-        logprobs,
-        header.spans,
-        header.truncated,
-        header.verdict,
-        header.reward,
-    )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import msgspec
 import numpy as np
 from factories import make_closed, make_problem, make_ticket
+from msgspec.structs import replace
 
 from shared import messages as msg
 from shared.episodes import ClosedTicket, Evaluation, Role, Task, TaskAccuracy, Verdict, VersionSpan

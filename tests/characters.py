@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from rollout.sample import Sample
@@ -29,3 +31,14 @@ def make_sample(text: str, version: int = 0) -> Sample:
 
 def answer(content: str) -> str:
     return f"<answer>{content}</answer>"
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A tokenizer.json that decodes as CharacterChat does; the end of a turn is shown as <end>."""
+    from tokenizers import Tokenizer, decoders, models
+
+    vocabulary = {"<end>" if i == 0 else chr(i): i for i in range(0x3000) if not 0xD800 <= i < 0xE000}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.decoder = decoders.Fuse()
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -7,6 +7,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import zmq
@@ -76,6 +77,13 @@ class FakeWorker:
         message = self.inbox.get(timeout=60)
         assert isinstance(message, kind), message
         return message
+
+    def acknowledged(self, count: int) -> list[int]:
+        """The sequence numbers of so many tickets, in however many messages they are acknowledged."""
+        sequences: list[int] = []
+        while len(sequences) < count:
+            sequences += self.get(msg.Ack).sequences
+        return sequences
 
     def welcomed(self, lineage: int = LINEAGE) -> FakeWorker:
         assert self.get(msg.Welcome) == msg.Welcome(lineage, self.incarnation)
@@ -194,6 +202,8 @@ class ObedientWorker(FakeWorker):
     """Says hello, answers calls, closes tickets with the weights that it has, as a real worker does; has no engine.
 
     fails_at, silent_at: the name of a request that it reports as failed, or does not answer
+    late_at: the name of a request that it answers when told to by `answer_late`
+    last_batch: of which it closes tickets
     dies_at: the name of a message or request on which it is gone without a word
     said: in order, the names of the requests, "work" and "proven"; `journal` gets (name, what) of several workers
     """
@@ -205,11 +215,15 @@ class ObedientWorker(FakeWorker):
         *,
         fails_at: str | None = None,
         silent_at: str | None = None,
+        late_at: str | None = None,
         dies_at: str | None = None,
+        last_batch: int | None = None,
         probe: tuple[float, ...] = (-1.0, -2.0),
         journal: list[tuple[str, str]] | None = None,
     ) -> None:
         self.fails_at, self.silent_at, self.dies_at, self.probe = fails_at, silent_at, dies_at, probe
+        self.late_at, self.last_batch = late_at, last_batch
+        self.late: list[tuple[int, msg.Request]] = []
         self.said: list[str] = []
         self.requests: list[msg.Request] = []
         self.refused: str | None = None
@@ -225,7 +239,9 @@ class ObedientWorker(FakeWorker):
             case msg.Call(id, request):
                 self.requests.append(request)
                 self._say(type(request).__name__)
-                if not self._leaving and type(request).__name__ != self.silent_at:
+                if type(request).__name__ == self.late_at:
+                    self.late.append((id, request))
+                elif not self._leaving and type(request).__name__ != self.silent_at:
                     self._reply(id, request)
             case msg.ProbePassed(version):
                 self._say("proven")
@@ -243,6 +259,12 @@ class ObedientWorker(FakeWorker):
                 self.hello()
             case msg.Bye():
                 self.sent_home = True
+
+    def answer_late(self) -> None:
+        """The requests that wait for it, and none after them."""
+        self.late_at = None
+        for id, request in self.late:
+            self._reply(id, request)
 
     def _say(self, what: str) -> None:
         self.said.append(what)
@@ -266,10 +288,13 @@ class ObedientWorker(FakeWorker):
         """Nothing leaves while the weights that are live are unproven."""
         if self._leaving or self._proven != self._staged:
             return
-        for ticket in self._held:
+        held, self._held = self._held, []
+        for ticket in held:
             assert ticket.min_version <= self._proven
-            self.close_ticket(ticket, version=min(self._proven, ticket.id.batch))
-        self._held = []
+            if self.last_batch is not None and ticket.id.batch > self.last_batch:
+                self._held.append(ticket)
+            else:
+                self.close_ticket(ticket, version=min(self._proven, ticket.id.batch))
 
 
 class FourCalls:
@@ -287,6 +312,9 @@ class FourCalls:
 
     def close(self) -> None:
         pass
+
+    def begin(self, version: int) -> Callable[[], SendStats]:
+        return partial(self.send, version)
 
     def send(self, version: int) -> SendStats:
         self.client.start_weight_update()

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Sequence
+from itertools import cycle
 
 import torch
 
@@ -11,11 +12,15 @@ VOCABULARY = 50
 
 
 def random_batch(
-    rows: int = 12, copies: int = 1, seed: int = 0, lengths: Sequence[int] = (1, 2, 3, 5, 7), responses: int = 1
+    rows: int = 12,
+    copies: int = 1,
+    seed: int = 0,
+    lengths: Sequence[int] = (1, 2, 3, 5, 7),
+    responses: Sequence[int] = (1,),
 ) -> TrainingBatch:
     """`rows` rows, of which each sequence occurs `copies` times with its own advantage and weights.
 
-    responses: to each prompt, drawn one by one
+    responses: to each prompt, in turn; each drawn by itself
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -25,12 +30,12 @@ def random_batch(
     def ids(count: int) -> torch.Tensor:
         return torch.randint(0, VOCABULARY, (count,), generator=g)
 
-    distinct = [
-        (prompt, ids(draw(lengths)))
-        for _ in range(-(-rows // (copies * responses)))
-        for prompt in [ids(draw((3, 4, 6)))]
-        for _ in range(responses)
-    ]
+    distinct: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for count in cycle(responses):
+        prompt = ids(draw((3, 4, 6)))
+        distinct += [(prompt, ids(draw(lengths))) for _ in range(count)]
+        if len(distinct) * copies >= rows:
+            break
     pairs = [distinct[i % len(distinct)] for i in range(rows)]
     response_tokens = sum(len(response) for _, response in pairs)
     return TrainingBatch(

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
 from factories import make_closed
 from fake_worker import LINEAGE, make_pool
+from msgspec.structs import replace
 
 import learner.worker_pool
 from learner.collector import Batch

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -203,7 +204,7 @@ def test_mistake_05_roles_and_tasks_were_mixed_up(task):
     selfplay = SelfPlayConfig(proposals_per_task=1, attempts=ATTEMPTS, references=3)
 
     def mixed_up(real: ClosedTicket) -> ClosedTicket:
-        return replace(real, proposal=replace(real.proposal, role=Role.SOLVER))
+        return msgspec.structs.replace(real, proposal=msgspec.structs.replace(real.proposal, role=Role.SOLVER))
 
     def check(closed: ClosedTicket) -> None:
         prompts = ["".join(map(chr, e.prompt_ids)) for e in closed.episodes]
@@ -335,12 +336,13 @@ def test_mistake_11_buffer_problems_were_trained_with_zero_reward():
     closed = play(ticket, ScriptedEngine("", [answer(right), answer(right), answer("0"), "?"]))
 
     def zero(episode: Episode) -> Episode:
-        return replace(episode, reward=0.0)
+        return msgspec.structs.replace(episode, reward=0.0)
 
     def check(closed: ClosedTicket) -> None:
         assert [e.reward for e in closed.attempts] == [1.0, 1.0, -0.5, -1.0]
 
-    passes_only_the_real_one(check, closed, replace(closed, attempts=tuple(map(zero, closed.attempts))))
+    zeroed = msgspec.structs.replace(closed, attempts=tuple(map(zero, closed.attempts)))
+    passes_only_the_real_one(check, closed, zeroed)
 
 
 def is_right(problem: Problem, number: int) -> bool:

@@ -36,8 +36,8 @@ SMALL_WORK, LARGE_WORK = (64, 4, 64), (16, 2, 32)
 _ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=617, evaluation_problems_per_task=1)
 _PROMPT_TOKENS = 512
 # What the learner does with one batch after the other in a round. A step counts if the one before was of its kind.
-_TOGETHER = ("together",) * 3
-_ALL = (*_TOGETHER, *("rollout",) * 3, "learner")
+_BESIDE_PLAIN = ("together",)
+_BESIDE_HALVES = (*("together",) * 3, *("rollout",) * 3, "learner")
 _ARMS = ("generate", "overlap")
 Say = Callable[[str], None]
 
@@ -58,6 +58,7 @@ class E2ESettings:
     rounds: int = setting(5, "rounds of all that is compared, after one that warms up")
     engine_threads: int = setting(1, "CPU threads of the engine")
     learner_threads: int = setting(1, "CPU threads of the learner")
+    max_tokens: int = setting(16384, "of one micro-batch of the learner: fewer need less memory")
     plain_threads: int = setting(0, "CPU threads of the plain loop; 0: all cores")
     cores: str = setting(
         "shared",
@@ -157,8 +158,8 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
 
 
 def _overlap_work(work: Work) -> Work:
-    """As many completions, two of each prompt, and half as long: so the learner takes about as long as the rollout."""
-    return Work(max(1, work.completions // 2) * work.prompts, 2, max(1, work.response_tokens // 2))
+    """As many completions, two of each prompt, a quarter as long: so the learner takes about as long as the rollout."""
+    return Work(max(1, work.completions // 2) * work.prompts, 2, max(1, work.response_tokens // 4))
 
 
 def _check(settings: E2ESettings) -> None:
@@ -188,7 +189,7 @@ def _work(settings: E2ESettings, parameter_count: int) -> Work:
 
 def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say: Say) -> Measured:
     """Run the processes of an arm: for "overlap" on cores apart, for "generate" beside a plain loop."""
-    kinds = _ALL if arm == "overlap" else _TOGETHER
+    kinds = _BESIDE_HALVES if arm == "overlap" else _BESIDE_PLAIN
     every = sorted(os.sched_getaffinity(0))
     half = len(every) // 2
     apart = arm == "overlap" or settings.cores == "apart"
@@ -208,10 +209,10 @@ def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say:
         )
         rounds = []
         try:
-            for number in range(settings.rounds + 1):
-                rounds.append(_round(processes, kinds, plain))
-                say(f"{arm}: round {number} of {settings.rounds}: {rounds[-1].described()}" if number else "warmed up")
             processes.next_batch()
+            for number in range(settings.rounds + 1):
+                rounds.append(_round(processes, kinds, plain if number else None))
+                say(f"{arm}: round {number} of {settings.rounds}: {rounds[-1].described()}" if number else "warmed up")
             processes.skip()
             processes.finish()
         finally:
@@ -226,28 +227,29 @@ def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say:
 
 
 def counted_kind(kinds: Sequence[str], index: int) -> str | None:
-    """Of the step `index` of a round: its kind, if the one before it was of that kind too."""
-    before, kind = kinds[index - 1 : index + 1] if index else (None, kinds[0])
-    return kind if before == kind else None
+    """Of the step `index` of a round: its kind, if the one before, perhaps of the last round, was of that kind too."""
+    return kinds[index] if kinds[index - 1] == kinds[index] else None
 
 
 def _round(processes: SplitProcesses, kinds: Sequence[str], plain: PlainProcess | None) -> Round:
+    """From a batch that the learner has to one that it has after as many steps as there are kinds."""
     found: dict[str, list[float]] = defaultdict(list)
+    if plain is not None:  # the learner waits to be told what to do, and the rest is stopped
+        with processes.stopped():
+            found["sampling"], found["update"] = ([spent] for spent in plain.step())
     for index, kind in enumerate(kinds):
-        arrival = processes.next_batch()
-        if index and (of := counted_kind(kinds, index - 1)) is not None:
-            found[of].append(arrival.since)
-        if index == 0 and plain is not None:  # the learner waits to be told what to do, and the rest is stopped
-            with processes.stopped():
-                found["sampling"], found["update"] = ([spent] for spent in plain.step())
         match kind:
             case "together":
-                found["tokens"].append(arrival.response_tokens)
                 processes.train()
             case "rollout":
                 processes.skip()
             case "learner":
                 found[kind].append(processes.train_alone())
+        arrival = processes.next_batch()
+        if (of := counted_kind(kinds, index)) is not None:
+            found[of].append(arrival.since)
+            if of == "together":
+                found["tokens"].append(arrival.response_tokens)
     return Round(**{name: statistics.median(values) for name, values in found.items()})
 
 
@@ -330,8 +332,9 @@ def _run(
                 "gpu_cache_gib": settings.kv_cache_gib,
                 "request_timeout_s": settings.timeout_s,
             },
-            "learner": {"threads": settings.learner_threads},
-            # The worker is stopped for long while others are measured.
+            "learner": {"threads": settings.learner_threads, "max_tokens": settings.max_tokens},
+            # The worker is stopped for long while others are measured, perhaps in the middle of a weight sync.
+            "sync": {"timeout_s": settings.timeout_s},
             "stream": {"worker_timeout_s": settings.timeout_s, "batch_timeout_s": settings.timeout_s},
         }
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,10 @@ from launch.bench.rounds import seconds
 
 _MICRO_BATCHES = (8, 16, 32, 64, 128)
 _PAD = 0
+# A size that takes so much longer for a row than the best one is the last to be tried.
+_CLEARLY_SLOWER = 1.1
+_BRIEF_S = 2.0
+_ENOUGH_S = 30.0
 
 
 class PlainLoop:
@@ -77,20 +81,33 @@ class PlainLoop:
         return self._update(tokens, self._micro_batch)
 
     def tune(self) -> None:
-        """Find the fastest micro-batch, each tried twice."""
+        """Find the fastest micro-batch: by one of each size, smallest first, until they get slower."""
         tokens = self.generate()
         sizes = [size for size in _MICRO_BATCHES if size < len(tokens)] + [len(tokens)]
-        spent = {size: min(seconds(partial(self._update, tokens, size)) for _ in range(2)) for size in sizes}
-        self._micro_batch = min(spent, key=spent.__getitem__)
+        self._accumulate_gradients(tokens[: sizes[0]], sizes[0])  # the first pass is slow
+
+        def duration(size: int) -> float:
+            return seconds(lambda: self._accumulate_gradients(tokens[:size], size)) / size
+
+        self._micro_batch = fastest(sizes, duration)
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _update(self, tokens: torch.Tensor, micro_batch: int) -> float:
+        total = self._accumulate_gradients(tokens, micro_batch)
+        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        return total
+
+    def _accumulate_gradients(self, tokens: torch.Tensor, micro_batch: int) -> float:
+        """Forward and backward over the completions, so many at a time; the loss."""
         mask = self._mask.repeat_interleave(self._completions, 0)
         mask = torch.nn.functional.pad(mask, (0, self._response_tokens), value=1)
         rewards = torch.rand(len(self._prompts), self._completions, device=self._device)
         advantages = (rewards - rewards.mean(1, keepdim=True)).flatten()
         total = 0.0
         for start in range(0, len(tokens), micro_batch):
-            rows = slice(start, start + micro_batch)
+            rows = slice(start, min(start + micro_batch, len(tokens)))
             logits = self._model(input_ids=tokens[rows], attention_mask=mask[rows], use_cache=False).logits
             log_p = torch.log_softmax(logits[:, -self._response_tokens - 1 : -1].float(), dim=-1)
             chosen = log_p.gather(2, tokens[rows, -self._response_tokens :, None])[..., 0]
@@ -99,7 +116,24 @@ class PlainLoop:
             loss = -gain.sum() / (len(tokens) * self._response_tokens)
             loss.backward()
             total += float(loss.detach())
-        torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
         return total
+
+
+def fastest(sizes: Sequence[int], duration: Callable[[int], float]) -> int:
+    """The micro-batch that takes least for a row.
+
+    sizes: ascending; duration: tries a size once, seconds for a row. A brief try is made twice. Those larger than one
+    that is clearly slower than the best before it are not tried, and none once the tries have taken long: where few
+    rows are so much work, more at once are no faster.
+    """
+    best, least, spent = sizes[0], math.inf, 0.0
+    for size in sizes:
+        tries = [duration(size)]
+        if tries[0] * size < _BRIEF_S:
+            tries.append(duration(size))
+        if min(tries) < least:
+            best, least = size, min(tries)
+        spent += sum(tries) * size
+        if min(tries) > _CLEARLY_SLOWER * least or spent > _ENOUGH_S:
+            break
+    return best

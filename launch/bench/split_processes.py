@@ -41,7 +41,7 @@ _LEAVE_S = 30.0
 class Arrival:
     """The learner has a batch and is about to train on it.
 
-    since: seconds from the last arrival; response_tokens: of the batch
+    since: seconds from being told what to do with the last batch; response_tokens: of the batch
     """
 
     since: float
@@ -216,20 +216,18 @@ class _DirectedPolicy:
 
     def __init__(self, leader: Leader, directed: Connection) -> None:
         self._leader, self._directed = leader, directed
-        self._arrived = time.perf_counter()
+        self._told = time.perf_counter()
         self._last: TrainMetrics | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._leader, name)
 
     def train(self, batch: TrainingBatch) -> TrainMetrics:
-        now = time.perf_counter()
-        self._directed.send(Arrival(now - self._arrived, len(batch.behaviour_logprobs)))
-        self._arrived = now
+        self._directed.send(Arrival(time.perf_counter() - self._told, len(batch.behaviour_logprobs)))
         what = self._directed.recv()
+        self._told = begin = time.perf_counter()
         if what == "skip" and self._last is not None:
             return self._last
-        begin = time.perf_counter()
         self._last = self._leader.train(batch)
         if what == "measure":
             self._directed.send(time.perf_counter() - begin)

@@ -36,7 +36,7 @@ class WireSettings:
     transports: tuple[str, ...] = setting(TRANSPORTS, "ipc; tcp, with CURVE; the first is the headline")
     port: int = setting(5799, "of tcp, on loopback, and the one after it")
     rounds: int = setting(5, "rounds measured, after one that warms up")
-    batch_kib: int = setting(512, "stream.batch_kib")
+    batch_kib: int = setting(1024, "stream.batch_kib")
     batch_ms: float = setting(2.0, "stream.batch_ms")
 
 

@@ -95,7 +95,7 @@ def _tasks(view: RunView, width: int) -> Table:
     table.add_column(no_wrap=True, width=LABEL_WIDTH)
     for _ in range(4):
         table.add_column(no_wrap=True, width=trend + 6)
-    heads = ("", "accuracy", "valid", "reward: solver", "proposer")
+    heads = ("", "accuracy", "valid", "solver reward", "proposer")
     table.add_row(*(Text(head, style="dim") for head in heads))
     for task in view.tasks:
 

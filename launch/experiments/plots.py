@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 
-from launch.experiments.curves import STYLES, Measure, draw_accuracy, draw_health, name_axes
+from launch.experiments.curves import Measure, draw_accuracy, draw_health
 from launch.experiments.data import Series
 from launch.experiments.plan import FULL, LONG, PROPOSER, SWITCHES, Comparison
 from launch.experiments.results import LONG_TOLERANCE, Results, long_windows
+from launch.plotting import STYLES, figure_style, name_axes
 
 _ACCURACY = "greedy accuracy, mean of tasks"
 
@@ -29,11 +29,8 @@ def write_figures(results: Results, folder: Path) -> None:
         "long-health": lambda: health_figure(LONG, results),
     }
     folder.mkdir(parents=True, exist_ok=True)
-    # Nothing random and no date: the same data give the same bytes.
-    style = matplotlib.rc_context(
-        {"svg.hashsalt": "primezero", "svg.fonttype": "none", "font.size": 9, "lines.linewidth": 1.3}
-    )
-    with style:
+    # No date: the same data give the same bytes.
+    with figure_style():
         for name, figure in figures.items():
             figure().savefig(folder / f"{name}.svg", metadata={"Date": None})
 

@@ -18,14 +18,15 @@ FLOAT64 = 8
 @dataclass(frozen=True, kw_only=True)
 class LearnerStates:
     """gradients: added up over a step's micro-batches; on_the_way: buckets, and the largest gradient until it is in
-    one; stepping: what the optimizer step takes on top, when activations are gone; host: of all that, in the host's
-    memory"""
+    one; embedding_gradient: the same of a tied embedding, when activations are gone; stepping: what the optimizer step
+    takes on top, then; host: of all that, in the host's memory"""
 
     weights: int
     master: int
     moments: int
     gradients: int
     on_the_way: int
+    embedding_gradient: int
     stepping: int
     host: int = 0
 
@@ -42,7 +43,9 @@ def learner_states(model: ModelSizes, *, item: int, zero_stage: int, ranks: int,
     master = 0 if zero_stage == 0 else FLOAT32 * p
     moments = 2 * FLOAT32 * (P if zero_stage == 0 else p)
     gradients, stepping = _gradients(model, P, p, half, zero_stage, offload)
-    on_the_way = _largest_gradient(model, item) + _bucket(item, half, zero_stage, offload)
+    matrix = model.hidden * model.intermediate if model.tied else model.largest_parameter
+    on_the_way = _gradient(matrix, item) + _bucket(item, half, zero_stage, offload)
+    embedding = _gradient(model.embedding, item) if model.tied else 0
     weights = item * (p if zero_stage == 3 else P)
     if not offload:
         return LearnerStates(
@@ -51,6 +54,7 @@ def learner_states(model: ModelSizes, *, item: int, zero_stage: int, ranks: int,
             moments=moments,
             gradients=gradients,
             on_the_way=on_the_way,
+            embedding_gradient=embedding,
             stepping=stepping,
         )
     # Pinned or not, the host has a float32 copy of the gradients, and one of the weights in the model's dtype.
@@ -61,6 +65,7 @@ def learner_states(model: ModelSizes, *, item: int, zero_stage: int, ranks: int,
         moments=0,
         gradients=gradients,
         on_the_way=on_the_way + one,
+        embedding_gradient=embedding,
         stepping=stepping,
         host=master + moments + (FLOAT32 + item) * p + one,
     )
@@ -85,10 +90,6 @@ def _bucket(item: int, half: bool, zero_stage: int, offload: bool) -> int:
     return BUCKET_ELEMENTS * (FLOAT32 if zero_stage == 1 else item)
 
 
-def _largest_gradient(model: ModelSizes, item: int) -> int:
-    """While activations are alive: as it comes, as float32, and, where it is larger than a bucket, copied.
-
-    A tied head's waits for the embedding's, when they are gone.
-    """
-    matrix = model.hidden * model.intermediate if model.tied else model.largest_parameter
-    return matrix * (item + FLOAT32 + (item if matrix > BUCKET_ELEMENTS else 0))
+def _gradient(parameters: int, item: int) -> int:
+    """One parameter's gradient: as it comes, as float32, and, where it is larger than a bucket, copied."""
+    return parameters * (item + FLOAT32 + (item if parameters > BUCKET_ELEMENTS else 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,12 +15,15 @@ from shared.config import Config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 TASKS = 3
-# Assumed, until a GPU says otherwise: a CUDA context with its kernels; NCCL's buffers; what the allocator loses to
-# fragments, of what comes and goes; and what stays free for the driver.
-CONTEXT = GIB // 2
+# As on an H200: a CUDA context with the kernels and the libraries' workspaces; an engine's graphs, for each layer.
+CONTEXT = GIB
+GRAPHS = 5 * 2**20
+# Assumed, until a GPU says otherwise: NCCL's buffers; what the allocator loses to fragments, of what comes and goes;
+# and what stays free for the driver.
 NCCL_BUFFERS = GIB // 4
 FRAGMENTS = 0.1
 SPARE = 0.01
+_IN_PLACE = "in their place"
 # With fewer sequences at a time an engine reads its weights for little.
 FEWEST_SEQUENCES = 32
 
@@ -123,6 +127,8 @@ def plan_memory(
     longest = config.sampling.max_prompt_tokens + config.sampling.max_response_tokens
     sequence = _sequence_bytes(config, model)
     sequences = cache // sequence
+    if rank:
+        learner.append(_kept(learner, left - engines * cache))
     if engines:
         engine.append(Part("engine", "attention cache", cache, _held(sequences, longest)))
     limit = config.learner.gpu_memory_share if rank else None
@@ -163,27 +169,28 @@ def _learner_parts(config: Config, model: ModelSizes, offload: bool) -> tuple[li
         Part("learner", "output head's gradient", memory.head_gradient),
         Part("learner", "gradients on their way, buckets", states.on_the_way),
     ]
-    stepping = Part("learner", "optimizer step", states.stepping, "in their place")
-    alive = max(sum(part.size for part in passing), stepping.size)
-    if alive == stepping.size:
-        passing = [_uncounted(part) for part in passing]
-    else:
-        stepping = _uncounted(stepping)
+    # When activations are gone. What is alive at most counts; which it is depends on the model.
+    phases = [
+        passing,
+        [Part("learner", "embedding's gradient", states.embedding_gradient, _IN_PLACE)],
+        [Part("learner", "optimizer step", states.stepping, _IN_PLACE)],
+    ]
+    fullest = max(phases, key=_size)
+    transient = [part if phase is fullest else _uncounted(part) for phase in phases for part in phase]
     elsewhere = "in the host's memory" if offload else ""
     parts = [
         Part("learner", "weights", states.weights, config.model.dtype),
         Part("learner", "master copy of the weights", states.master, elsewhere or "float32"),
         Part("learner", "AdamW's moments", states.moments, elsewhere or "float32"),
         Part("learner", "gradients", states.gradients, f"ZeRO-{learner.zero_stage}"),
-        *passing,
-        stepping,
+        *transient,
     ]
     if learner.kl_coefficient > 0:
         parts.append(Part("learner", "reference model", item * model.parameters))
     parts += [
-        Part("learner", "transfer buffer", config.sync.buffer_mib * 2**20, "sync.buffer_mib"),
-        Part("learner", "fragments", int(FRAGMENTS * alive), "assumed"),
-        Part("learner", "CUDA context", CONTEXT, "assumed"),
+        Part("learner", "transfer buffer", _transfer_buffer(config, model), "sync.buffer_mib"),
+        Part("learner", "fragments", int(FRAGMENTS * _size(fullest)), "assumed"),
+        Part("learner", "CUDA context", CONTEXT),
         *([Part("learner", "NCCL's buffers", NCCL_BUFFERS, "assumed")] if config.transport == "nccl" else []),
     ]
     return parts, states.host
@@ -201,14 +208,21 @@ def _engine_parts(config: Config, model: ModelSizes) -> list[Part]:
         Part("engine", "weights", memory.weights, config.model.dtype),
         Part("engine", "activations, sampler", memory.workspace, "estimated"),
         Part("engine", "a layer being updated", memory.reload),
-        Part("engine", "CUDA context", CONTEXT, "assumed"),
+        Part("engine", "CUDA context", CONTEXT),
     ]
+    if config.rollout.cuda_graphs:
+        parts.append(Part("engine", "CUDA graphs", GRAPHS * model.layers))
     if config.transport == "nccl":
         parts += [
-            Part("engine", "transfer buffer", config.sync.buffer_mib * 2**20, "sync.buffer_mib"),
+            Part("engine", "transfer buffer", _transfer_buffer(config, model), "sync.buffer_mib"),
             Part("engine", "NCCL's buffers", NCCL_BUFFERS, "assumed"),
         ]
     return parts
+
+
+def _transfer_buffer(config: Config, model: ModelSizes) -> int:
+    """Bytes: as configured, but the largest parameter has to fit in."""
+    return max(config.sync.buffer_mib * 2**20, ITEM_BYTES[config.model.dtype] * model.largest_parameter)
 
 
 def _cache(config: Config, model: ModelSizes, device: Device, fixed: int, left: int, engines: int, rank: bool) -> int:
@@ -248,6 +262,18 @@ def _held(sequences: int, longest: int) -> str:
 
 def _uncounted(part: Part) -> Part:
     return Part(part.owner, part.name, part.size, part.detail, counted=False)
+
+
+def _size(parts: Sequence[Part]) -> int:
+    return sum(part.size for part in parts)
+
+
+def _kept(learner: Sequence[Part], left: int) -> Part:
+    """What one phase frees, PyTorch keeps in the pieces that it had, which the larger ones of the next do not fit into;
+    at the rank's share it gives them back."""
+    return Part(
+        "learner", "freed and kept", max(0, min(left, _size([p for p in learner if not p.counted]))), "as there is room"
+    )
 
 
 def _share(size: int, device: Device) -> float:

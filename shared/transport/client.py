@@ -42,7 +42,7 @@ class StreamClient:
         self._failing_since: float | None = None
         self._context = zmq.asyncio.Context()
         self._socket = self._context.socket(zmq.DEALER)
-        set_up(self._socket)
+        set_up(self._socket, endpoint)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.SNDHWM, UNSENT_MESSAGES)
         self._socket.setsockopt(zmq.RCVHWM, 0)

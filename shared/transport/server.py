@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 import zmq
 
 from shared.errors import MessageError
-from shared.messages import MAX_FRAMES, Message, Refused, decode, encode
+from shared.messages import MAX_FRAMES, Ack, Message, Refused, decode, encode
 from shared.ticket_wire import Frame
 from shared.transport.rejections import Rejections, printable
 from shared.transport.security import Guard, ServerKeys, cannot_listen, check_private, needs_keys
@@ -72,13 +72,13 @@ class StreamServer:
         self._on_tick = on_tick
         self._max_message_bytes = max_message_bytes
         self._cpu_s = 0.0
-        self._outbox: queue.SimpleQueue[tuple[bytes, list[Frame]]] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[bytes, Message]] = queue.SimpleQueue()
         self._closing = False
         self._ended = False
         self._wake_lock = threading.Lock()
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.ROUTER)
-        set_up(self._socket)
+        set_up(self._socket, endpoint)
         self._socket.setsockopt(zmq.MAXMSGSIZE, max_message_bytes)
         self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         self._socket.setsockopt(zmq.SNDHWM, UNSENT_MESSAGES)
@@ -110,7 +110,7 @@ class StreamServer:
 
         Once the server has failed or is closed, messages go nowhere.
         """
-        self._outbox.put((peer, encode(message)))
+        self._outbox.put((peer, message))
         if threading.current_thread() is not self._thread:  # which sends by itself what it has queued
             self._wake_up()
 
@@ -172,13 +172,27 @@ class StreamServer:
         self._context.term()
 
     def _flush(self) -> None:
-        while not self._outbox.empty():
-            peer, frames = self._outbox.get()
+        for peer, message in self._queued():
             try:
-                self._socket.send_multipart([peer, *frames], zmq.NOBLOCK)
+                self._socket.send_multipart([peer, *encode(message)], zmq.NOBLOCK)
             except zmq.ZMQError as error:
                 log.debug("peer %s cannot be sent to: %s", peer.hex(), error)
                 self._on_gone(peer)
+
+    def _queued(self) -> list[tuple[bytes, Message]]:
+        """What is to be sent, in order, but for one acknowledgement to each peer, where the first of several stood."""
+        queued: list[tuple[bytes, Message]] = []
+        acknowledged: dict[bytes, list[int]] = {}
+        while not self._outbox.empty():
+            peer, message = self._outbox.get()
+            if not isinstance(message, Ack):
+                queued.append((peer, message))
+            elif peer not in acknowledged:
+                acknowledged[peer] = list(message.sequences)
+                queued.append((peer, message))
+            else:
+                acknowledged[peer] += message.sequences
+        return [(p, Ack(tuple(acknowledged[p])) if isinstance(m, Ack) else m) for p, m in queued]
 
     def _receive(self) -> None:
         read = 0

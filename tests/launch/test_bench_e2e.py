@@ -16,7 +16,7 @@ from launch.bench.e2e import (
     overlap_results,
 )
 from launch.bench.models import bench_model
-from launch.bench.plain_loop import PlainLoop
+from launch.bench.plain_loop import PlainLoop, fastest
 from shared.errors import ConfigError
 
 STEP = {
@@ -31,6 +31,7 @@ WORK = Work(prompts=5, completions=2, response_tokens=20)
 def test_a_step_counts_where_the_one_before_was_of_its_kind():
     kinds = ("together", "together", "rollout", "rollout", "rollout", "learner")
     assert [counted_kind(kinds, index) for index in range(6)] == [None, "together", None, "rollout", "rollout", None]
+    assert counted_kind(("together",), 0) == "together"
 
 
 def test_the_overlap_is_judged_by_the_slower_half():
@@ -71,6 +72,26 @@ def test_impossible_sizes_are_refused(changes, said):
         bench_e2e(E2ESettings(**changes))
 
 
+@pytest.mark.parametrize(
+    ("per_row", "best", "tried"),
+    [
+        ({8: 0.30, 16: 0.20, 32: 0.21, 64: 0.02, 128: 0.05, 256: 0.01}, 64, [8, 16, 32, 64, 64, 128]),
+        ({8: 0.26, 16: 0.3, 32: 0.1}, 8, [8, 16]),
+        ({8: 0.01, 16: 0.02, 32: 0.5}, 8, [8, 8, 16, 16]),
+        ({8: 1.4, 16: 1.3, 32: 1.2}, 16, [8, 16]),
+    ],
+)
+def test_micro_batches_are_tried_until_they_get_clearly_slower(per_row, best, tried):
+    sizes = []
+
+    def duration(size):
+        sizes.append(size)
+        return per_row[size]
+
+    assert fastest(list(per_row), duration) == best
+    assert sizes == tried
+
+
 def test_the_plain_loop_samples_whole_completions_and_learns(tmp_path):
     with bench_model("tiny", vocabulary=64, dtype="float32") as model:
         loop = PlainLoop(model.folder, dtype="float32", prompts=[[5, 6, 7], [8]], completions=3, response_tokens=4)
@@ -89,7 +110,7 @@ def test_the_plain_loop_samples_whole_completions_and_learns(tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("arm", "measured", "counted"),
-    [("generate", {"sampling", "update"}, [5, 6]), ("overlap", {"rollout", "learner"}, [9, 10])],
+    [("generate", {"sampling", "update"}, [2]), ("overlap", {"rollout", "learner"}, [9, 10])],
 )
 def test_a_small_run_measures_what_it_compares(arm, measured, counted):
     settings = E2ESettings(rounds=1)

@@ -29,11 +29,19 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Machines:
-    """address: of the Ray cluster; token: for it; temporary: where what is on the other machine has its folders"""
+    """address: of the Ray cluster; token: for it; temporary: where what is on the other machine has its folders
+
+    process: has started it
+    """
 
     address: str
     token: str
     temporary: Path
+    process: psutil.Process
+
+    def processes(self) -> list[psutil.Process]:
+        """Ray's own, and all that it has started."""
+        return self.process.children(recursive=True)
 
     def private_folders(self) -> list[Path]:
         return sorted(self.temporary.glob("primezero-*"))
@@ -49,7 +57,7 @@ def machines() -> Iterator[Machines]:
         with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             address = next(line.strip() for line in process.stdout if line.startswith(HERE))
-            yield Machines(address, token, Path(folder))
+            yield Machines(address, token, Path(folder), psutil.Process(process.pid))
             process.communicate(timeout=60)
 
 
@@ -127,3 +135,22 @@ def test_an_engine_that_dies_on_another_machine_is_started_again_there(start_the
     assert run.process.returncode == 0, output
     check_records(run)
     assert [restart["process"] for restart in run.records("restarts.jsonl")] == ["rollout-0"]
+
+
+@pytest.mark.slow
+def test_a_machine_that_is_lost_takes_its_worker_and_the_run_goes_on(start_there, machines):
+    run = start_there(**{"run.steps": 10_000})
+    run.wait_for(r"step +2/")
+    [folder] = machines.private_folders()
+    [raylet] = [p for p in machines.processes() if p.name() == "raylet" and f"--node_ip_address={OTHER}" in p.cmdline()]
+    raylet.kill()
+    run.wait_for("rollout-0 is started again")
+    gone = run.step()
+    deadline = time.monotonic() + 120
+    while run.step() < gone + 3 or folder.exists() or marked(f"{folder}/"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    run.press_ctrl_c()
+    output = run.finish()
+    assert run.process.returncode == 0, output
+    check_records(run)

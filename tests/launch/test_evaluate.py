@@ -172,13 +172,13 @@ def test_the_configuration_of_the_run_is_used_and_named(engine, folder, capsys):
     assert main(["eval", str(folder)]) == 0
     captured = capsys.readouterr()
     assert "primes 2..5" in captured.out
-    assert f"the configuration of the run, {folder.parent / 'config.toml'}" in captured.err
+    assert f"the configuration that the model was trained with, {folder.parent / 'config.toml'}" in captured.err
     other = folder.parent / "other.toml"
     other.write_text('[environment]\nmax_prime = 7\nprompts = "short"\n')
     assert main(["eval", str(folder), "--config", str(other)]) == 0
     captured = capsys.readouterr()
     assert "primes 2..7" in captured.out
-    assert "configuration of the run" not in captured.err
+    assert "trained with" not in captured.err
 
 
 def test_the_engine_is_ended_when_it_fails(engine, folder, capsys):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
+import tempfile
 
 import pytest
 from random_batches import free_port
@@ -27,3 +30,37 @@ def test_a_cluster_that_lets_anybody_in_is_not_joined(monkeypatch):
     [(there, token)] = asked
     assert there == address
     assert len(token) == 64
+
+
+ENDED = """
+import os, signal, sys, time
+from pathlib import Path
+from launch import ray_instance
+
+def unwind(number, frame):
+    print("unwinding", flush=True)
+    sys.exit(7)
+
+signal.signal(signal.SIGTERM, unwind)
+ray_instance.start_own(Path(sys.argv[1]), mark="test", cpus=1, gpus=0)
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(20)
+"""
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(120)
+def test_who_ends_a_run_is_heard_by_its_own_handlers_and_not_by_rays():
+    with tempfile.TemporaryDirectory(prefix="pz") as folder:
+        ended = subprocess.run([sys.executable, "-c", ENDED, folder], capture_output=True, text=True, timeout=100)
+        assert ended.returncode == 7, ended.stderr
+        assert ended.stdout == "unwinding\n"
+        assert "SIGTERM received" not in ended.stderr
+
+
+def test_a_token_that_is_not_the_cluster_s_is_said_to_be_so(monkeypatch):
+    monkeypatch.setattr(ray_instance, "_lets_in", lambda address, token: False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(PlacementError, match=r"same ~/\.ray/auth_token\. This user's token is missing here"):
+            ray_instance.join(address)

@@ -1,9 +1,8 @@
 import random
-from dataclasses import replace
 
-import msgspec
 import pytest
 from factories import make_closed, make_episode, make_problem
+from msgspec.structs import replace
 
 from learner.collector import Collector
 from learner.problem_buffer import ProblemBuffer
@@ -133,7 +132,7 @@ def test_what_does_not_fit_the_ticket_is_refused(seeds):
     shown = proposal_ticket.references[1]
 
     def proposing(problem: Problem, **changes: str) -> ClosedTicket:
-        return make_closed(proposal_ticket, proposed=msgspec.structs.replace(problem, **changes))
+        return make_closed(proposal_ticket, proposed=replace(problem, **changes))
 
     def attempting(*attempts: Episode) -> ClosedTicket:
         return replace(good, attempts=attempts, solve_rate=1.0)
@@ -167,6 +166,7 @@ def test_what_does_not_fit_the_ticket_is_refused(seeds):
         (proposing(new_problem(proposal_ticket), answer="c" * 10**6), "endless"),
         (replace(attempts(verdict=Verdict.VALID), solve_rate=0.5), "judged valid"),
         (attempts(reward=1e300), "reward"),
+        (attempts(reward=float("nan")), "reward"),
         (attempts(response=[1] * 11), "longer"),
         (attempts(prompt=[1] * 11), "longer"),
         (make_closed(buffer_ticket, version=buffer_ticket.id.batch + 1), "version 1 in a ticket of batch 0"),

@@ -1,9 +1,9 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from factories import make_episode, make_problem
+from msgspec.structs import replace
 
 from learner.collector import Batch
 from learner.normalise import Normaliser, permute_within_cells

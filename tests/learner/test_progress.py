@@ -63,7 +63,7 @@ def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path
     progress = Progress(config, tmp_path)
     for version in range(7):
         if version:
-            progress.step(version, COUNTS | {"response_tokens": 100 * version})
+            progress.record(progress.step(version, COUNTS | {"response_tokens": 100 * version}))
         if version % 2 == 0:
             progress.evaluated(evaluation(version, {}))
     progress.close()
@@ -75,7 +75,7 @@ def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path
     assert not resumed.needs_evaluation(3, final=False)
     assert resumed.needs_evaluation(3, final=True)
     assert resumed.needs_evaluation(4, final=False)
-    resumed.step(4, COUNTS | {"untrained_episodes": 3, "untrained_tokens": 50})
+    resumed.record(resumed.step(4, COUNTS | {"untrained_episodes": 3, "untrained_tokens": 50}))
     resumed.evaluated(evaluation(4, {}))
     summary = resumed.summarise(4)
     resumed.close()

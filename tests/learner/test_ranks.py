@@ -1,6 +1,5 @@
 """Two ranks do what one would; rank 0 alone decides."""
 
-import multiprocessing
 from pathlib import Path
 
 import msgspec
@@ -17,9 +16,8 @@ from plain_policy import (
     make_policy,
     weights_of,
 )
-from random_batches import free_port, random_batch
-from safetensors.torch import load_file
-from two_ranks import SCORED, Case, metrics_in, train_as_rank
+from random_batches import random_batch
+from rank_processes import SCORED, Case, metrics_in, named, records_of, run_ranks
 
 import learner.ranks
 from learner.ranks import MAX_STEP_BYTES, Leader, Score, _Channel
@@ -44,42 +42,25 @@ CASES = [
 def two_ranks(model_folder, reference_folder, tmp_path_factory) -> Path:
     """The folder with what two ranks ended with in every case."""
     out = tmp_path_factory.mktemp("ranks")
-    spawn, port = multiprocessing.get_context("spawn"), free_port()
-    arguments = (port, model_folder, reference_folder, CASES, out)
-    ranks = [spawn.Process(target=train_as_rank, args=(rank, *arguments)) for rank in range(2)]
-    try:
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(timeout=300)
-        assert [process.exitcode for process in ranks] == [0, 1]  # the second of a broken connection
-    finally:
-        for process in ranks:
-            process.kill()
+    run_ranks(2, model_folder, reference_folder, CASES, out)
     return out
-
-
-def records_of(two_ranks: Path, case: Case) -> list[dict[str, torch.Tensor]]:
-    return [load_file(two_ranks / f"{CASES.index(case)}.{rank}.safetensors") for rank in range(2)]
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_two_ranks_equal_plain_pytorch(model_folder, reference_folder, two_ranks, case, single_process):
-    found, other = records_of(two_ranks, case)
+    found, other = records_of(two_ranks, CASES.index(case), 2)
     assert found.keys() - other.keys() == {name for name in found if name == "score" or name.startswith("sent.")}
-    for name in other:
+    for name in other.keys() - {"tokens"}:
         assert torch.equal(found[name], other[name]), name
+    assert len(found["tokens"]) == len(other["tokens"])
 
     plain = PlainPyTorch(model_folder, case.config(reference_folder))
     if "penalty" in found:
         torch.testing.assert_close(found["penalty"], plain.reference_penalty(case.batch), rtol=1e-4, atol=1e-5)
     norm = plain.train(case.batch)
     metrics = metrics_in(found)
-    gradients, weights = (
-        {name.removeprefix(kind): tensor for name, tensor in found.items() if name.startswith(kind)}
-        for kind in ("gradient.", "weight.")
-    )
+    gradients, weights = named(found, "gradient"), named(found, "weight")
     if metrics.optimizer_steps > 1:  # their rounding errors grow
         assert metrics.gradient_norm == pytest.approx(norm, rel=1e-3)
         for name, gradient in gradients.items():
@@ -98,9 +79,9 @@ def test_two_ranks_equal_plain_pytorch(model_folder, reference_folder, two_ranks
 @pytest.mark.integration
 @pytest.mark.parametrize("case", [case for case in CASES if case.kept], ids=str)
 def test_two_ranks_score_send_save_and_restore_what_they_have(two_ranks, case, single_process):
-    found, other = records_of(two_ranks, case)
+    found, other = records_of(two_ranks, CASES.index(case), 2)
     folder = two_ranks / str(CASES.index(case))
-    weights = {name.removeprefix("weight."): w for name, w in found.items() if name.startswith("weight.")}
+    weights = named(found, "weight")
     for name, weight in weights.items():
         assert torch.equal(found[f"sent.{name}"], weight), name
     exported = make_policy(folder / "model")

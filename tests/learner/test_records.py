@@ -1,10 +1,11 @@
 """What a batch says about itself, and what a run comes to."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import pytest
 from factories import make_closed, make_episode, make_problem, make_ticket
+from msgspec.structs import replace
 
 from learner.batch_metrics import batch_metrics
 from learner.collector import Batch
@@ -127,7 +128,7 @@ def test_a_step_is_one_line_with_its_phases_and_no_invalid_numbers(tmp_path):
     progress = Progress(load_config(None), tmp_path)
     progress.lap("wait_s")
     progress.lap("train_s")
-    progress.step(1, counts | {"odd": float("nan")})
+    progress.record(progress.step(1, counts | {"odd": float("nan")}))
     progress.close()
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)

@@ -180,8 +180,7 @@ def test_who_resumes_keeps_its_tickets_and_is_told_again_what_it_may_have_missed
     pool.open_through(0, 9)
     mine = work_of(worker, 6)
     close_all(worker, mine[:2])
-    worker.get(msg.Ack)
-    worker.get(msg.Ack)
+    worker.acknowledged(2)
     call = pool.start_call(dict.fromkeys(pool.members(), msg.StartUpdate()))
     worker.get(msg.Call)
     again = FakeWorker(endpoint, "rollout-0").hello(incarnation=worker.incarnation, resumes=True)
@@ -327,9 +326,8 @@ def test_a_closed_ticket_cannot_be_issued_again(pool, workers):
 
 
 def test_versions_within_an_episode_never_go_backwards(seeds):
-    from dataclasses import replace
-
     from factories import make_closed
+    from msgspec.structs import replace
 
     from shared.episodes import VersionSpan
 

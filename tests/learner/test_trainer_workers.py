@@ -15,7 +15,9 @@ from learner.checkpoint import CheckpointStore
 from learner.spec import LearnerSpec, SeedStage
 from learner.train_metrics import TrainMetrics
 from learner.trainer import Trainer
+from shared import messages as msg
 from shared.config_file import load_config
+from shared.errors import WeightSyncError
 
 PROBE = (1, 2, 3)
 
@@ -79,7 +81,13 @@ class Run:
             stop_file=folder / "STOP",
         )
         config = load_config(None, [f"--{key}={value}" for key, value in settings.items()])
-        self.trainer = Trainer(config, spec, self.policy, CheckpointStore(spec.checkpoints, keep=1), None)
+        self.trainer = Trainer(
+            config,
+            spec,
+            self.policy,
+            CheckpointStore(spec.checkpoints, keep=1, every=config.run.checkpoint_every),
+            None,
+        )
 
     def join(self, name: str = "rollout-0", **behaviour) -> ObedientWorker:
         self.workers.append(ObedientWorker(self.endpoint, name, journal=self.journal, **behaviour))
@@ -168,6 +176,80 @@ def test_side_by_side_nobody_sleeps(make_run):
     assert not {what for _, what in run.journal} & {"Sleep", "Wake"}
 
 
+BESIDE = {"selfplay.max_staleness": 1, "run.evaluate_every": 4}
+
+
+def test_the_next_batch_is_trained_while_the_weights_are_on_their_way(make_run):
+    """The engine swaps them in when the learner is already at work on the batch that older ones have sampled."""
+    run = make_run(**BESIDE)
+    worker = run.join()
+
+    def during(update: int) -> None:
+        if update == 0:
+            worker.late_at = "FinishUpdate"
+        if update == 1:
+            until(lambda: worker.late)
+            assert run.trainer._pool.ready(1) == []
+            assert not (run.folder / "metrics.jsonl").read_text()
+            worker.answer_late()
+
+    run.policy.during = during
+    records = run.play()
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(record["sync"]["probe_difference"] == 0 for record in records)
+    assert json.loads((run.folder / "summary.json").read_text())["weight_syncs"] == 5
+    versions = [request.version for request in worker.requests if isinstance(request, msg.FinishUpdate)]
+    assert versions == [0, 1, 2, 3, 4]
+    assert all(record["staleness_max"] <= 1 for record in records)
+
+
+@pytest.mark.parametrize("changes", [{"selfplay.max_staleness": 0}, {"run.checkpoint_every": 1}])
+def test_the_next_batch_waits_for_the_weights_where_something_depends_on_them(make_run, changes):
+    """Every batch is sampled by the newest weights; or the step has to be on record before its checkpoint is."""
+    run = make_run(**BESIDE | changes)
+    run.join()
+    run.policy.during = lambda update: run.journal.append(("settled", str(run.trainer._unrecorded is None)))
+    assert len(run.play()) == 4
+    assert [what for who, what in run.journal if who == "settled"] == ["True"] * 4
+
+
+@pytest.mark.parametrize("waiting", [False, True])
+def test_a_probe_that_comes_out_differently_beside_training_ends_the_run(make_run, waiting):
+    """After the update under way, or at once where the learner waits for a batch; its step is not on record."""
+    run = make_run(**BESIDE)
+    worker = run.join(last_batch=0 if waiting else None)
+
+    def during(update: int) -> None:
+        worker.probe = (-1.0, -2.5)
+        if update == 1:
+            until(lambda: run.trainer._sync.is_settled)
+
+    run.policy.during = during
+    with pytest.raises(WeightSyncError, match="rollout-0 with other weights"):
+        run.play()
+    assert run.policy.updates == (1 if waiting else 2)
+    assert run.records("metrics") == []
+
+
+@pytest.mark.parametrize("point_to_point", [True, False])
+def test_a_worker_lost_with_the_weights_on_their_way_is_replaced(make_run, point_to_point):
+    run = make_run(point_to_point=point_to_point, **BESIDE)
+    first = run.join()
+
+    def during(update: int) -> None:
+        if update == 0:
+            first.dies_at = "FinishUpdate"
+
+    run.policy.during = during
+    restarted = threading.Thread(target=lambda: (first.join(), run.join()))
+    restarted.start()
+    records = run.play()
+    restarted.join()
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert sum(record["workers"]["workers_joined"] for record in records) == 1
+    assert all("sync" in record for record in records)
+
+
 def test_a_worker_that_dies_is_replaced_while_the_learner_waits_for_its_tickets(make_run):
     run = make_run()
     first = run.join(dies_at="work")
@@ -227,6 +309,7 @@ def test_an_evaluation_of_weights_that_nobody_has_any_more_is_owed_at_the_next_s
         if update == 2:
             first.silent_at = "Evaluate"
         if update == 3:
+            until(lambda: first.said.count("Evaluate") == 2)
             first.leave()
             run.join()
             until(lambda: [m.incarnation for m in run.trainer._pool.members()] == [run.workers[1].incarnation])

@@ -11,7 +11,7 @@ from learner.weight_sender import SendStats
 from learner.weight_sync import WeightSync
 from learner.worker_pool import RECONNECT_S
 from shared import messages as msg
-from shared.errors import StreamTimeoutError, WeightSyncError
+from shared.errors import StreamTimeoutError, WeightSyncError, WorkerFailedError
 
 OURS = np.array([-1.0, -2.0], dtype=np.float32)
 TIMEOUT_S = 50
@@ -100,6 +100,56 @@ def test_a_member_lost_at_any_of_the_four_calls_does_not_hold_the_others_up(make
         until(lambda: bad.refused)
         assert call in bad.refused
     assert "proven" not in bad.said
+
+
+def test_a_sync_goes_on_beside_whoever_began_it(make_setup):
+    """With the learner's scores as they were: it may be training by now. Its end calls for attention."""
+    setup = make_setup()
+    worker = setup.join(late_at="FinishUpdate")
+    setup.sync.begin(3)
+    setup.sync._score = lambda: OURS + 1
+    until(lambda: worker.late)
+    assert not setup.sync.is_settled
+    assert setup.ready() == []
+
+    setup.pool._attention = False
+    worker.answer_late()
+    until(lambda: setup.pool._attention)
+    assert setup.sync.is_settled
+    assert setup.pool.ready(3) == setup.pool.members()
+    record = setup.sync.finish()
+    assert (record["calls"], record["pause_s"], record["probe_difference"]) == (3, 0.01, 0)
+    until(lambda: worker.said == [*CALLS, "proven"])
+
+
+def test_what_goes_wrong_beside_comes_out_when_it_is_finished(make_setup):
+    setup = make_setup()
+    setup.join(probe=(-1.0, -2.5))
+    setup.sync.begin(0)
+    with pytest.raises(WeightSyncError, match="rollout-0 with other weights"):
+        setup.sync.finish()
+    assert setup.ready() == []
+
+
+def test_a_sync_beside_that_loses_its_members_has_come_to_nothing(make_setup):
+    setup = make_setup()
+    setup.join(fails_at="UpdateWeights")
+    setup.sync.begin(0)
+    assert setup.sync.finish() is None
+    assert setup.pool.members() == []
+    setup.join()
+    assert setup.sync.everyone(1)["calls"] == 3
+
+
+def test_closing_does_not_wait_for_workers(make_setup):
+    setup = make_setup()
+    worker = setup.join(silent_at="StartUpdate")
+    setup.sync.begin(0)
+    until(lambda: "StartUpdate" in worker.said)
+    setup.pool.close()
+    setup.sync.close()
+    with pytest.raises(WorkerFailedError, match="closed"):
+        setup.sync.finish()
 
 
 def test_every_member_has_a_rank_of_its_own(make_setup):

@@ -154,6 +154,17 @@ def test_broadcast_weights_are_the_learners(setup: Setup) -> None:
         sender.close()
 
 
+def test_weights_that_change_while_they_are_sent_arrive_as_they_were(setup: Setup) -> None:
+    sender = setup.sender()
+    finish = sender.begin(setup.change(5))
+    sent = reference_logprobs(setup.model, PROBE)
+    change_weights(setup.model, 6)
+    finish()
+    assert np.abs(setup.score() - sent).max() < TOLERANCE
+    assert setup.engine_error() > 0.5
+    sender.close()
+
+
 def test_damaged_broadcast_is_refused_and_the_old_weights_go_on(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     sender = setup.sender()
     sender.send(setup.change(10))

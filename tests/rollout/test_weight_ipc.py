@@ -97,6 +97,15 @@ def test_chunks_arrive_through_one_export(cuda: Cuda) -> None:
         assert arguments == [*expected, handle, buffer.nbytes + 512, 512, False, counter, count, event, True]
 
 
+def test_weights_that_change_once_they_are_read_arrive_as_they_were(cuda: Cuda) -> None:
+    setup = Setup(cuda)
+    setup.source.weights = sent = some_weights(1)
+    finish = setup.transport.begin(1)
+    setup.source.weights = some_weights(2)
+    assert finish().calls == setup.client.calls.count("update") + 2
+    assert same(setup.engine, sent)
+
+
 def test_weights_are_cast_to_what_the_engine_computes_in(cuda: Cuda) -> None:
     source = DictSource(some_weights())
     received: dict[str, torch.Tensor] = {}

@@ -110,6 +110,20 @@ def test_synced_engine_is_a_freshly_loaded_one(setup: Setup, request: pytest.Fix
         assert np.abs(scores - fresh_scores(setup, request)).max() < tolerance
 
 
+@on("float32")
+def test_weights_that_change_while_they_are_sent_arrive_as_they_were(setup: Setup) -> None:
+    setup.sync(seed=50)
+    change_weights(setup.model, 51)
+    sent = reference_logprobs(setup.model, PROBE)
+    setup.version += 1
+    finish = setup.sender.begin(setup.version)
+    change_weights(setup.model, 52)
+    finish()
+    scores = setup.loop.run(setup.engine.score(PROBE, f"probe-{secrets.token_hex(4)}"))
+    assert np.abs(scores - sent).max() < TOLERANCE["float32"]
+    assert setup.engine_error() > 0.5
+
+
 def fresh_scores(setup: Setup, request: pytest.FixtureRequest) -> Float32Array:
     """The probe's scores by an engine that loaded the weights of seed 0 from a folder."""
     if setup.dtype == "float32":

@@ -8,6 +8,7 @@ import zmq
 from shared import messages as msg
 from shared.errors import MessageError, StreamTimeoutError
 from shared.transport import StreamClient, StreamServer
+from shared.transport.sockets import set_up
 
 MIB = 2**20
 
@@ -52,6 +53,14 @@ async def exchange(server, client):
 
 async def test_messages_go_both_ways(server, client):
     await exchange(server, client)
+
+
+async def test_the_kernel_buffers_several_tickets_of_a_socket_file_and_decides_by_itself_over_tcp(server, client):
+    for socket in (server._socket, client._socket):
+        assert socket.getsockopt(zmq.SNDBUF) == socket.getsockopt(zmq.RCVBUF) == MIB
+    with zmq.Context() as context, context.socket(zmq.DEALER) as other:
+        set_up(other, "tcp://127.0.0.1:1")
+        assert other.getsockopt(zmq.SNDBUF) == other.getsockopt(zmq.RCVBUF) == -1
 
 
 async def test_nothing_to_receive_is_a_named_error(server, client):
@@ -145,3 +154,18 @@ async def test_a_message_that_is_too_large_in_all_its_frames_is_refused(server, 
     assert "more than stream.max_message_mib" in refused.reason
     assert sum(server.rejected.values()) == 1
     await exchange(server, client)
+
+
+async def test_acknowledgements_of_one_turn_are_one_message_and_nothing_else_changes_places(endpoint):
+    def handle(peer, message, buffers):
+        """All that is sent here is sent in one turn of the server's thread."""
+        for answer in (msg.Greet(), msg.Ack((1,)), msg.Work(()), msg.Ack((2, 3)), msg.Bye(), msg.Ack((4,))):
+            server.send(peer, answer)
+
+    server = StreamServer(endpoint, handle, max_message_bytes=MIB, on_failure=lambda error: None)
+    client = StreamClient(endpoint, max_message_bytes=MIB)
+    await client.send(msg.encode(msg.Alive()))
+    answers = [await client.receive(5) for _ in range(4)]
+    assert answers == [msg.Greet(), msg.Ack((1, 2, 3, 4)), msg.Work(()), msg.Bye()]
+    client.close()
+    server.close()

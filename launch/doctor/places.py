@@ -1,0 +1,93 @@
+"""Where a run keeps and finds things: model folder, run folder, shared memory, temporary folder, addresses."""
+
+from __future__ import annotations
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from launch.disk_space import SHARED_MEMORY, check_disk
+from launch.doctor.findings import Finding, Status
+from launch.lengths import check_context
+from shared.config import Config
+from shared.disk import free_bytes, size
+from shared.errors import DiskError, PrimezeroError
+from shared.model_folder import check_model_folder
+from shared.transport import check_address
+
+GIB = 2**30
+_ENOUGH_DISK, _ENOUGH_SHARED = 2 * GIB, GIB // 2
+# A socket's path has 107 bytes at most; Ray's, below the temporary folder, take up to 87 of them.
+_LONGEST_TEMPORARY = 20
+
+
+def check_model(config: Config, *, named: bool) -> Iterator[Finding]:
+    """`named`: whether the user said which run or model it is about."""
+    path = config.model.path
+    if not named:
+        yield Finding("model folder", Status.SKIP, "none named", "name one with --model.path FOLDER, or --config FILE")
+        return
+    try:
+        check_model_folder(path)
+        check_context(path, config.sampling)
+    except PrimezeroError as error:
+        yield Finding("model folder", Status.FAIL, f"{path}", str(error))
+    else:
+        yield Finding("model folder", Status.OK, f"{path}")
+
+
+def check_disks(config: Config) -> Iterator[Finding]:
+    """The run folder's disk, and shared memory: for the model where there is one, else for what any run takes."""
+    folder = config.run_folder
+    existing = next(parent for parent in [folder.absolute(), *folder.absolute().parents] if parent.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        advice = "it is not yours to write: choose a place with --run.folder"
+        yield Finding("run folder", Status.FAIL, f"{existing}", advice)
+    try:
+        if config.model.path.exists():
+            check_disk(config)
+    except DiskError as error:
+        yield Finding("disk", Status.FAIL, f"{size(free_bytes(folder))} free", str(error))
+    except PrimezeroError:
+        pass  # the model is not whole, which is a finding of its own
+    else:
+        yield _room("disk", free_bytes(folder), _ENOUGH_DISK, "a run of the tiny model takes about 100 MiB; make room")
+    advice = "engine and learner share weights there: in a container, docker run --shm-size=8g"
+    yield _room("shared memory", free_bytes(SHARED_MEMORY), _ENOUGH_SHARED, advice)
+
+
+def check_addresses(config: Config) -> Iterator[Finding]:
+    """That this user's processes can reach each other: over loopback, and at the stream's endpoint."""
+    with socket.socket() as listener, socket.socket() as caller:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        caller.settimeout(5)
+        caller.connect(listener.getsockname())
+    check_address(config.stream.endpoint)
+    yield Finding("ports", Status.OK, f"loopback connects, stream.endpoint is {config.stream.endpoint}")
+
+
+def check_temporary_folder(folder: Path | None = None) -> Iterator[Finding]:
+    place = Path(tempfile.gettempdir()) if folder is None else folder
+    if len(str(place)) > _LONGEST_TEMPORARY:
+        advice = "sockets below it would have too long a path: TMPDIR=/tmp primezero train ..."
+        yield Finding("temporary folder", Status.FAIL, f"{place}", advice)
+    else:
+        yield Finding("temporary folder", Status.OK, f"{place}, {size(free_bytes(place))} free")
+
+
+def check_environment(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
+    """Variables that runs refuse."""
+    if environment.get("VLLM_ALLOW_INSECURE_SERIALIZATION", "0") not in ("", "0"):
+        advice = "it lets messages carry pickled code: unset it"
+        yield Finding("environment", Status.FAIL, "VLLM_ALLOW_INSECURE_SERIALIZATION is set", advice)
+    else:
+        yield Finding("environment", Status.OK, "nothing that runs refuse")
+
+
+def _room(name: str, free: int, enough: int, advice: str) -> Finding:
+    return Finding(
+        name, Status.OK if free >= enough else Status.WARN, f"{size(free)} free", "" if free >= enough else advice
+    )

@@ -1,0 +1,1 @@
+"""`primezero export`: a run's model as a plain Hugging Face folder."""

@@ -1,0 +1,1 @@
+"""`primezero inspect`: the episodes of a run's journal, to be browsed."""

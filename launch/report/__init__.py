@@ -1,0 +1,1 @@
+"""`primezero report`: what runs have recorded, as a page and pictures."""

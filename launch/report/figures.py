@@ -1,0 +1,124 @@
+"""A report's figures, as PNG."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from launch.plotting import MARKER_SIZE, figure_style, name_axes, plain, sparse, style
+from launch.report.measures import Curve, Plot
+from launch.run_records import Record, number
+
+_SIZE = (5.2, 3.3)
+_DPI = 130
+_BARS = 60
+_PHASES = {
+    "wait_s": "waiting for the batch",
+    "train_s": "update",
+    "evaluation_wait_s": "waiting for an evaluation",
+    "sync_s": "weight sync",
+    "checkpoint_s": "checkpoint",
+    "sleep_s": "putting engines to sleep",
+}
+_GREYS = ("#ffffff", "#4d4d4d", "#d9d9d9", "#8c8c8c", "#f0f0f0", "#b3b3b3")
+_HATCHES = ("", "", "///", "...", "xxx", "\\\\\\")
+
+
+def plot_png(plot: Plot, curves: Sequence[Curve]) -> bytes:
+    """The curves of one plot; at least one of them is not empty."""
+    with figure_style():
+        figure = Figure(figsize=_SIZE, layout="constrained")
+        axes = figure.subplots()
+        for index, curve in enumerate(curves):
+            _draw(axes, curve, index, smooth=plot.of == "steps")
+        name_axes(axes, plot.unit)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        if plot.scale == "log" and any(value and value > 0 for curve in curves for value in curve.values):
+            axes.set_yscale("log")
+        else:
+            axes.ticklabel_format(axis="y", useOffset=False)
+        if plot.limits is not None:
+            axes.set_ylim(plot.limits)
+        if len(curves) > 1 or len(plot.lines) > 1:
+            figure.legend(loc="outside upper center", ncols=2 if max(len(c.label) for c in curves) > 14 else 3)
+        return _png(figure)
+
+
+def time_png(steps: Sequence[Record]) -> bytes | None:
+    """Where the time of the steps went: a bar for each, or for as many as there is room for. None where unknown."""
+    timed = [record for record in steps if isinstance(record.get("phases"), Mapping) and record["phases"]]
+    if not timed:
+        return None
+    groups = np.array_split(np.arange(len(timed)), min(_BARS, len(timed)))
+    ends = [number(timed[part[-1]], "step") or 0.0 for part in groups]
+    width = 0.9 * (ends[1] - ends[0] if len(ends) > 1 else 1.0)
+    bottom = np.zeros(len(groups))
+    with figure_style():
+        figure = Figure(figsize=(2 * _SIZE[0], _SIZE[1]), layout="constrained")
+        axes = figure.subplots()
+        for index, (label, seconds) in enumerate(phase_seconds(timed).items()):
+            heights = np.array([fmean(seconds[i] for i in part) for part in groups])
+            look = index % len(_GREYS)
+            axes.bar(
+                ends,
+                heights,
+                width,
+                bottom,
+                label=label,
+                color=_GREYS[look],
+                hatch=_HATCHES[look],
+                edgecolor="black",
+                linewidth=0.4,
+            )
+            bottom += heights
+        name_axes(axes, "seconds a step")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        figure.legend(loc="outside upper center", ncols=4)
+        return _png(figure)
+
+
+def phase_seconds(steps: Sequence[Record]) -> dict[str, list[float]]:
+    """Phase, in words → its seconds in each step; the longest in all comes first."""
+    names = {name for record in steps for name in record.get("phases") or {}}
+    seconds = {
+        _PHASES.get(name, name): [number(record, "phases", name) or 0.0 for record in steps] for name in sorted(names)
+    }
+    return dict(sorted(seconds.items(), key=lambda each: -sum(each[1])))
+
+
+def _draw(axes: Axes, curve: Curve, index: int, *, smooth: bool) -> None:
+    """Each value thin, and the running mean over it; gaps where nothing was measured."""
+    look = style(index)
+    values = np.array([np.nan if value is None else value for value in curve.values])
+    window = smoothing_window(len(values)) if smooth else 1
+    if window > 1:
+        axes.plot(curve.steps, values, color=look["color"], linewidth=0.5, alpha=0.35)
+    means, every = running_mean(values, window), sparse(curve.steps)
+    axes.plot(curve.steps, means, label=plain(curve.label), markersize=MARKER_SIZE, markevery=every, **look)
+
+
+def smoothing_window(steps: int) -> int:
+    """Over how many steps a noisy line is averaged."""
+    return max(1, steps // 25)
+
+
+def running_mean(values: np.ndarray, window: int) -> np.ndarray:
+    """Of each value and those before it, `window` in all, without those that are NaN: NaN where all of them are."""
+    known = ~np.isnan(values)
+    sums = np.cumsum(np.where(known, values, 0.0))
+    counts = np.cumsum(known)
+    sums[window:], counts[window:] = sums[window:] - sums[:-window], counts[window:] - counts[:-window]
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=(counts > 0) & known)
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    # Without the library's version: the same data give the same bytes.
+    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()

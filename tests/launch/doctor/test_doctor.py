@@ -1,0 +1,115 @@
+"""`primezero doctor` as a whole, and the places that it looks at."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from model_files import make_model_folder
+
+from launch.cli import main
+from launch.doctor.findings import Finding, Status
+from launch.doctor.places import (
+    check_addresses,
+    check_disks,
+    check_environment,
+    check_model,
+    check_temporary_folder,
+)
+from shared.config_file import load_config
+from shared.errors import ConfigError
+
+
+def findings(checked) -> dict[str, Finding]:
+    return {finding.name: finding for finding in checked}
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch) -> list[str]:
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**34))
+    make_model_folder(tmp_path / "model")
+    return [f"--model.path={tmp_path / 'model'}", f"--run.folder={tmp_path / 'runs'}"]
+
+
+def test_all_is_said_and_the_exit_code_is_0_where_nothing_stops_a_run(settings, capsys):
+    assert main(["doctor", "--json", *settings]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is True
+    named = {finding["name"] for finding in report["findings"]}
+    assert {"python", "torch", "C++ compiler", "ninja", "GPU", "memory", "disk", "shared memory"} <= named
+    assert {"ports", "model folder", "CUDA allocator", "temporary folder"} <= named
+
+
+def test_what_stops_a_run_is_the_exit_code_and_comes_with_advice(settings, capsys, monkeypatch, tmp_path):
+    (tmp_path / "model/tokenizer.json").unlink()
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    assert main(["doctor", *settings]) == 1
+    captured = capsys.readouterr()
+    assert "primezero: environment, model folder: as long as that is so" in captured.err
+    assert "tokenizer.json is" in captured.out
+    assert main(["doctor", "--json", *settings]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["ok"] is False
+    failed = [finding for finding in report["findings"] if finding["status"] == "fail"]
+    assert [finding["name"] for finding in failed] == ["environment", "model folder"]
+    assert all(finding["advice"] for finding in failed)
+
+
+@pytest.mark.parametrize("columns", [80, 160])
+def test_it_fits_the_terminal(settings, capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    main(["doctor", *settings, "--model.path", "a/rather/long/name" * 12])
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
+
+
+def test_a_model_is_looked_for_where_one_is_named(tmp_path):
+    config = load_config(None, [f"--model.path={tmp_path / 'none'}"])
+    make_model_folder(tmp_path / "model")
+    (finding,) = check_model(load_config(None, [f"--model.path={tmp_path / 'model'}"]), named=True)
+    assert finding.status is Status.OK
+    (finding,) = check_model(config, named=False)
+    assert finding.status is Status.SKIP
+    (finding,) = check_model(config, named=True)
+    assert (finding.status, "primezero init-model" in finding.advice) == (Status.FAIL, True)
+
+
+def test_a_disk_without_room_is_told(settings, monkeypatch):
+    config = load_config(None, settings)
+    assert {finding.status for finding in check_disks(config)} == {Status.OK}
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    found = findings(check_disks(config))
+    assert found["disk"].status is Status.WARN
+    assert (found["shared memory"].status, "--shm-size" in found["shared memory"].advice) == (Status.WARN, True)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=20))
+    found = findings(check_disks(config))
+    assert (found["disk"].status, "--run.folder" in found["disk"].advice) == (Status.FAIL, True)
+
+
+def test_a_folder_of_somebody_else_is_told(settings, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    found = findings(check_disks(load_config(None, settings)))
+    assert found["run folder"].status is Status.FAIL
+
+
+def test_an_address_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        endpoint = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(ConfigError, match="the learner cannot listen"):
+            list(check_addresses(load_config(None, [f"--stream.endpoint={endpoint}"])))
+    (finding,) = check_addresses(load_config(None))
+    assert finding.status is Status.OK
+
+
+def test_a_temporary_folder_that_is_too_deep_for_sockets_is_told():
+    (finding,) = check_temporary_folder(Path("/tmp"))
+    assert finding.status is Status.OK
+    (finding,) = check_temporary_folder(Path("/home/somebody/scratch/tmp"))
+    assert (finding.status, "TMPDIR=/tmp" in finding.advice) == (Status.FAIL, True)
+
+
+def test_variables_that_runs_refuse_are_told():
+    assert [f.status for f in check_environment({})] == [Status.OK]
+    assert [f.status for f in check_environment({"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"})] == [Status.FAIL]

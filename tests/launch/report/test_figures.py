@@ -1,0 +1,64 @@
+import numpy as np
+import pytest
+from recorded_runs import step_record
+
+from launch.plotting import MOST_LINES, plain, style
+from launch.report.figures import phase_seconds, plot_png, running_mean, time_png
+from launch.report.measures import PLOTS, Curve
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_running_mean_skips_what_is_missing():
+    values = np.array([1.0, np.nan, 3.0, 5.0, np.nan, np.nan, 9.0])
+    expected = [1.0, np.nan, 3.0, 4.0, np.nan, np.nan, 9.0]
+    np.testing.assert_allclose(running_mean(values, 2), expected)
+    np.testing.assert_array_equal(running_mean(values, 1), values)
+    np.testing.assert_allclose(running_mean(np.arange(4.0), 4), [0, 0.5, 1, 1.5])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 300])
+def test_a_figure_is_drawn_of_any_number_of_steps(steps):
+    curves = [Curve("a", list(range(steps)), [None if i % 7 == 3 else float(i) for i in range(steps)])] * 7
+    for plot in PLOTS[:2]:
+        assert plot_png(plot, curves).startswith(PNG)
+
+
+def test_the_same_data_give_the_same_bytes():
+    curve = Curve("a $x$ _b", [1, 2], [0.5, 0.25])
+    assert plot_png(PLOTS[0], [curve]) == plot_png(PLOTS[0], [curve])
+
+
+def test_a_logarithmic_axis_does_without_positive_values():
+    (log,) = [plot for plot in PLOTS if plot.scale == "log"]
+    assert plot_png(log, [Curve("a", [1, 2], [0.0, 0.0])]).startswith(PNG)
+
+
+def test_lines_differ_in_more_than_colour():
+    looks = {
+        (str(look["linestyle"]), look["marker"], look.get("markerfacecolor"))
+        for look in (style(index) for index in range(MOST_LINES))
+    }
+    assert len(looks) == MOST_LINES == 10
+    assert len({line for line, _, _ in looks}) == 5
+
+
+def test_names_are_shown_as_they_are():
+    assert plain("a$b$") == r"a\$b\$"
+    assert plain("_hidden") == " _hidden"
+
+
+def test_where_the_time_went_is_drawn_for_few_and_many_steps():
+    assert time_png([step_record(1)]).startswith(PNG)
+    assert time_png([step_record(step) for step in range(1, 200)]).startswith(PNG)
+    assert time_png([{"step": 1}, {"step": 2, "phases": {}}]) is None
+
+
+def test_phases_are_named_in_words_the_longest_first():
+    records = [step_record(1), {"phases": {"train_s": 4.0, "new_s": 1.0}}]
+    assert phase_seconds(records) == {
+        "update": [0.5, 4.0],
+        "new_s": [0.0, 1.0],
+        "waiting for the batch": [1.0, 0.0],
+        "weight sync": [0.5, 0.0],
+    }

@@ -1,0 +1,36 @@
+"""The journal's bytes, which outlive the program that wrote them."""
+
+import struct
+import zlib
+
+from factories import make_closed, make_ticket
+
+from learner.journal import Dropped, Journal, Took, records
+from shared.ticket_wire import encode_ticket
+
+
+def written(path) -> list[int]:
+    journal = Journal(path)
+    tickets = [make_ticket(index=i) for i in range(3)]
+    entries = [(Took(t.id, t.seed, "rollout-0", 0), encode_ticket(i, make_closed(t))) for i, t in enumerate(tickets)]
+    positions = [*journal.append_tickets(entries), journal.append(Dropped(0, "why"))]
+    journal.close()
+    return positions
+
+
+def test_a_record_is_the_length_and_the_crc_32_of_what_follows(tmp_path):
+    positions = written(tmp_path / "journal")
+    content = (tmp_path / "journal").read_bytes()
+    for start, end in zip(positions, [*positions[1:], len(content)], strict=True):
+        payload = content[start + 8 : end]
+        assert struct.unpack_from("<II", content, start) == (len(payload), zlib.crc32(payload))
+
+
+def test_what_follows_a_byte_that_has_changed_is_not_read(tmp_path):
+    path = tmp_path / "journal"
+    positions = written(path)
+    assert [position for position, _ in records(path)] == positions
+    content = bytearray(path.read_bytes())
+    content[positions[2] - 1] ^= 1  # the last byte of the second ticket's frame
+    path.write_bytes(content)
+    assert [position for position, _ in records(path)] == positions[:1]
