@@ -25,6 +25,7 @@ from shared.metrics import replace_file
 CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
 STOP_FILE = "STOP"
 LINEAGE_FILE = "lineage"
 RESTARTS_FILE = "restarts.jsonl"
@@ -32,7 +33,7 @@ CHECKPOINTS = "checkpoints"
 # Marks a folder as a run's; locked while that run lives.
 LOCK_FILE = ".primezero-run"
 # What may differ from the run that is resumed: nothing that the result depends on.
-_FREE_SECTIONS = ("run.", "rollout.", "stream.", "sync.", "placement.")
+_FREE_SECTIONS = ("run.", "rollout.", "stream.", "sync.", "placement.", "tracking.", "monitor.")
 _FREE_KEYS = {
     "learner.threads",
     "learner.max_tokens",

@@ -6,13 +6,14 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from launch.beginnings import probe, seed_stages
 from launch.disk_space import check_disk
-from launch.display import Display
+from launch.display import open_display
 from launch.lengths import check_context, check_prompts
 from launch.placement import Machine, gpus_needed, learner_names, place, rollout_names
 from launch.plan.devices import devices_here, smallest
@@ -22,9 +23,12 @@ from launch.plan.table import plan_table
 from launch.private_folder import private_folder
 from launch.processes import be_private, free_port
 from launch.ray_cluster import Cluster
+from launch.records import Guarded, Observer, Records
 from launch.restart_log import RestartLog
 from launch.run_folder import CHECKPOINTS, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
 from launch.supervisor import Origin, Restart, Supervisor, Unit
+from launch.tracking.tracker import Tracking, check_tracking
+from launch.vitals import Vitals
 from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.chat import ChatTokenizer
@@ -50,6 +54,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     be_private()
     config = _resolved(config)
     check_version()
+    check_tracking(config)
     check_model_folder(config.model.path)
     check_address(config.stream.endpoint)
     if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
@@ -100,14 +105,25 @@ def check_placement(config: Config) -> None:
 
 def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], run_folder: RunFolder) -> Summary:
     stop_file = run_folder.path / STOP_FILE
-    with private_folder(run_folder.path) as private:
-        display = Display(config, run_folder)
+    records = Records(run_folder.path, run_folder.version)
+    vitals = Vitals([*learner_names(config), *rollout_names(config)])
+    with private_folder(run_folder.path) as private, contextlib.ExitStack() as held:
+        display = open_display(config, records, vitals)
+        observers = [
+            Guarded("the display", display, _complain),
+            *held.enter_context(_records_elsewhere(config, run_folder, records, vitals, display.say)),
+        ]
+        held.enter_context(display)
+        if run_folder.resume_from is not None:
+            display.say(f"resuming from {run_folder.resume_from}")
+        display.say(f"run folder {run_folder.path}; starting Ray, the engine and the learner (about a minute)")
         with (
-            _interrupts(stop_file) as check_interrupts,
+            _interrupts(stop_file, display.stopping) as check_interrupts,
             Cluster(config, private.path, run_folder.path, on_use=private.note) as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
-            print("".join(f"{line}\n" for line in cluster.described()), end="", flush=True)
+            for line in cluster.described():
+                display.say(line)
             endpoint = _endpoint(config, cluster.host, private.path)
             learner_keys, worker_keys = make_keys() if endpoint.startswith("tcp://") else (None, None)
             learner = LearnerSpec(
@@ -123,9 +139,48 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                 lineage=run_folder.lineage,
                 stop_file=stop_file,
             )
-            told = (restarts.write, display.restart)
-            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, told)
-            return _watch(supervisor, display, check_interrupts)
+
+            def tell(restart: Restart) -> None:
+                restarts.write(restart)
+                records.tell(observers)
+                for observer in observers:
+                    observer.restart(restart)
+
+            def look_on() -> None:
+                check_interrupts()
+                vitals.look(cluster.running(), cluster.beats())
+                records.tell(observers)
+
+            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, tell)
+            summary = _watch(supervisor, look_on)
+            records.tell(observers)
+            # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
+            supervisor.wait_for_goodbyes(GOODBYE_S)
+            return summary
+
+
+@contextlib.contextmanager
+def _records_elsewhere(
+    config: Config, run_folder: RunFolder, records: Records, vitals: Vitals, say: Callable[[str], None]
+) -> Iterator[list[Observer]]:
+    """Trackers and the HTTP endpoint, as configured. `say`: takes what goes wrong with them later."""
+    with contextlib.ExitStack() as held:
+        observers: list[Observer] = []
+        if config.monitor.port is not None:
+            from launch.monitor import Monitor
+
+            monitor = held.enter_context(Monitor(config.monitor, vitals, records.past_steps[-1:]))
+            observers.append(Guarded("the monitor", monitor, say))
+        if config.tracking.names:
+            tracking = Tracking(config, run_folder.path, run_folder.version, say)
+            held.callback(tracking.close)
+            tracking.catch_up(records)
+            observers.append(Guarded("tracking", tracking, say))
+        yield observers
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _endpoint(config: Config, host: str, private: Path) -> str:
@@ -143,7 +198,7 @@ def _supervisor(
     run_folder: RunFolder,
     spec: LearnerSpec,
     keys: ClientKeys | None,
-    told: Sequence[Callable[[Restart], None]],
+    tell: Callable[[Restart], None],
 ) -> Supervisor:
     def start_learner() -> None:
         cluster.start_learner(config, spec)
@@ -160,10 +215,6 @@ def _supervisor(
 
         return Unit(name, [name], start, go_on=lambda: Origin(spec.lineage))
 
-    def tell(restart: Restart) -> None:
-        for listener in told:
-            listener(restart)
-
     return Supervisor(
         cluster,
         Unit("learner", learner_names(config), start_learner, learner_goes_on),
@@ -176,15 +227,11 @@ def _supervisor(
     )
 
 
-def _watch(supervisor: Supervisor, display: Display, check_interrupts: Callable[[], None]) -> Summary:
-    check_interrupts()
+def _watch(supervisor: Supervisor, look_on: Callable[[], None]) -> Summary:
+    look_on()
     supervisor.start()
     while (summary := supervisor.watch(timeout_s=0.5)) is None:
-        check_interrupts()
-        display.refresh()
-    display.refresh()
-    # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
-    supervisor.wait_for_goodbyes(GOODBYE_S)
+        look_on()
     return summary
 
 
@@ -216,8 +263,8 @@ def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config)
 
 
 @contextlib.contextmanager
-def _interrupts(stop_file: Path) -> Iterator[Callable[[], None]]:
-    """Ctrl-C once asks the learner to stop after its step; twice, or SIGTERM, unwinds at once.
+def _interrupts(stop_file: Path, tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
+    """Ctrl-C once asks the learner to stop after its step, and `tell`s; twice, or SIGTERM, unwinds at once.
 
     What is yielded raises the interrupt again, in case a library swallowed it.
     """
@@ -238,8 +285,7 @@ def _interrupts(stop_file: Path) -> Iterator[Callable[[], None]]:
             leaving = True
             check()
         stop_file.touch()
-        # print() may be what was interrupted, and cannot be entered twice.
-        os.write(1, b"stopping after this step; press Ctrl-C again to stop at once\n")
+        tell()
 
     previous = {each: signal.signal(each, on_signal) for each in signals}
     try:

@@ -21,6 +21,7 @@ from learner.evaluations import Evaluations
 from learner.greeting import Identity
 from learner.journal import JOURNAL, Journal
 from learner.members import Member
+from learner.memory_record import memory_record
 from learner.normalise import Normaliser, SelectedRows
 from learner.policy import Policy
 from learner.problem_buffer import ProblemBuffer
@@ -259,6 +260,7 @@ class Trainer:
             "learner": asdict(trained),
             **asdict(batch_metrics(batch, attempts=self._config.selfplay.attempts)),
             "rejected": self._pool.rejected,
+            "memory": memory_record(),
         }
 
     def _reward_penalty(self, rows: SelectedRows) -> npt.NDArray[np.float32] | None:

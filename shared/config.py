@@ -10,6 +10,7 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from shared.config_placement import PlacementConfig, is_loopback
+from shared.config_records import MonitorConfig, TrackingConfig
 from shared.config_section import (
     Beta,
     Count,
@@ -50,6 +51,11 @@ class RunConfig(Section):
         ge=30,
         description="a process that gives no sign of life for so long is ended and started again; longer than a "
         "micro-batch, an export or a checkpoint takes",
+    )
+    display: Literal["auto", "live", "plain", "quiet"] = Field(
+        "auto",
+        description="live: one panel that is kept up to date; plain: a line per step; quiet: restarts alone; auto: "
+        "live on a terminal, else plain",
     )
     final_evaluations: Count = Field(
         1, description="the last evaluations, the untrained model's not counted, averaged as accuracy_after"
@@ -405,6 +411,8 @@ class Config(Section):
     sync: SyncConfig = SyncConfig()
     stream: StreamConfig = StreamConfig()
     placement: PlacementConfig = PlacementConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    monitor: MonitorConfig = MonitorConfig()
 
     @model_validator(mode="after")
     def _sections_fit_together(self) -> Self:

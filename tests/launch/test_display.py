@@ -3,9 +3,10 @@ import json
 
 import pytest
 
-from launch.display import Display, summary_lines
+from launch.display import summary_lines
+from launch.display.plain import PlainDisplay
+from launch.records import Records
 from launch.restart_log import RestartLog
-from launch.run_folder import RunFolder
 from launch.supervisor import Origin, Restart
 from learner.progress import Progress, Summary
 from shared.config_file import load_config
@@ -27,28 +28,25 @@ def evaluation(version: int, accuracy: float, held_out: float | None) -> Evaluat
     ],
 )
 def test_an_evaluation_is_a_line_with_what_is_held_out_if_anything_is(tmp_path, capsys, held_out, line):
-    config = load_config(None)
-    display = Display(config, RunFolder(tmp_path, resume_from=None, lineage=0))
-    capsys.readouterr()
-    progress = Progress(config, tmp_path)
+    records, display = Records(tmp_path, 0), PlainDisplay(10)
+    progress = Progress(load_config(None), tmp_path)
     progress.evaluated(evaluation(4, 0.75, held_out))
     progress.close()
-    display.refresh()
-    display.refresh()
+    records.tell([display])
+    records.tell([display])
     assert capsys.readouterr().out.splitlines() == [line]
 
 
 def test_a_line_that_is_still_being_written_waits(tmp_path, capsys):
-    display = Display(load_config(None), RunFolder(tmp_path, resume_from=None, lineage=0))
-    capsys.readouterr()
+    records, display = Records(tmp_path, 0), PlainDisplay(10)
     record = {"version": 1, "accuracy": 0.5, "held_out_accuracy": None, "tasks": {"deduction": {"accuracy": 0.5}}}
     written = json.dumps(record) + "\n"
     path = tmp_path / "evaluations.jsonl"
     path.write_text(written[:20])
-    display.refresh()
+    records.tell([display])
     assert capsys.readouterr().out == ""
     path.write_text(written)
-    display.refresh()
+    records.tell([display])
     assert "version 1" in capsys.readouterr().out
 
 
@@ -71,10 +69,8 @@ def test_a_line_that_is_still_being_written_waits(tmp_path, capsys):
         ),
     ],
 )
-def test_a_restart_is_a_line_with_what_ended_why_and_what_it_goes_on_from(tmp_path, capsys, restart, line):
-    display = Display(load_config(None), RunFolder(tmp_path, resume_from=None, lineage=0))
-    capsys.readouterr()
-    display.restart(restart)
+def test_a_restart_is_a_line_with_what_ended_why_and_what_it_goes_on_from(capsys, restart, line):
+    PlainDisplay(10, quiet=True).restart(restart)
     assert capsys.readouterr().out.splitlines() == [line]
 
 
