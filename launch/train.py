@@ -290,6 +290,9 @@ def _interrupts(stop_file: Path, tell: Callable[[], None]) -> Iterator[Callable[
     previous = {each: signal.signal(each, on_signal) for each in signals}
     try:
         yield check
+    except SystemError:  # what compiled code makes of an error that a handler raises in the middle of it
+        check()
+        raise
     finally:
         for each, handler in previous.items():
             signal.signal(each, handler)

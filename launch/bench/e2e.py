@@ -285,8 +285,9 @@ def _step_results(prefix: str, measured: Measured) -> Iterator[Result]:
     yield Result(f"{prefix}step", together, "s")
     for name in ("wait", "train", "sync"):
         yield Result(f"{prefix}{name}", measured.phase(f"{name}_s"), "s", together, "the step")
+    # A batch may come in within another's step.
     streams = [step["stream"]["cpu_s"] + step["stream"]["worker_cpu_s"] for step in measured.steps]
-    yield Result(f"{prefix}wire", statistics.median(streams), "s", together, "the step")
+    yield Result(f"{prefix}wire", statistics.mean(streams), "s", together, "the step")
     rate = statistics.median(round_.tokens / round_.together for round_ in measured.rounds)
     yield Result(f"{prefix}tokens_per_s", rate, "tokens/s")
     prompt_tokens = statistics.median(step["prompt_tokens"] / step["episodes"] for step in measured.steps)

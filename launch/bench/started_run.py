@@ -39,13 +39,13 @@ class StartedRun:
         *,
         temporary: Path,
         output: int | IO[str] = subprocess.PIPE,
-        config: Path = CONFIG,
+        config: Path | None = None,
     ) -> None:
         self.folder, self.temporary = folder, temporary
         self._mark = uuid.uuid4().hex
         settings = {"run.folder": folder.parent, "run.name": folder.name, **settings}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "launch.cli", "train", "--config", str(config)]
+            [sys.executable, "-m", "launch.cli", "train", "--config", str(config or CONFIG)]
             + [f"--{key}={value}" for key, value in settings.items()],
             env=os.environ | {VARIABLE: self._mark, "TMPDIR": str(temporary)},
             cwd=ROOT,

@@ -90,6 +90,16 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
     assert "interrupted" in output
 
 
+def test_told_to_end_it_leaves_at_once(start):
+    run = start(**{"run.steps": 10_000})
+    run.wait_for(r"step +2/")
+    run.process.terminate()
+    output = run.finish()
+    assert run.process.returncode == 1, output
+    assert "interrupted: every process of the run has been ended" in output
+    assert "Traceback" not in output
+
+
 def kill_engine(run: Run) -> None:
     run.process_named("EngineCore").kill()
 
