@@ -34,10 +34,20 @@ def test_what_is_copied_before_the_installation_is_all_that_it_looks_for(request
         assert (tmp_path / name).is_file()
 
 
-def test_every_package_is_in_the_image_and_nothing_runs_as_root(steps):
-    copied = {source for words in steps if words[0] == "COPY" for source in words[2:-1]}
-    assert {"shared", "rollout", "learner", "launch"} <= copied
-    user = next(i for i, words in enumerate(steps) if words[0] == "USER")
-    assert steps[user] == ["USER", "1000"]
-    assert not [words for words in steps[user + 1 :] if words[0] == "USER"]
-    assert steps[-1][0] == "ENTRYPOINT"
+def test_every_package_is_in_the_image_and_all_that_is_copied_is_there(request, steps):
+    root = request.config.rootpath
+    copied = [source for words in steps if words[0] == "COPY" for source in words[2:-1]]
+    assert all((root / name).exists() for name in copied)
+    assert {"shared", "rollout", "learner", "launch", "pyproject.toml"} <= set(copied)
+    allowed = {line[1:] for line in (root / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert {name.split("/")[0] for name in copied} == allowed
+
+
+def test_it_runs_the_script_as_a_user_of_its_own_with_runs_on_a_volume(steps):
+    names = [words[0] for words in steps]
+    assert [words for words in steps if words[0] == "USER"] == [["USER", "1000"]]
+    setup = next(i for i, words in enumerate(steps) if words[0] == "RUN" and "launch/setup.sh" in words)
+    assert names.index("USER") < setup
+    assert "/primezero/runs" in "".join(steps[names.index("VOLUME")])
+    assert "".join(steps[-1]) == "ENTRYPOINT[bash,launch/single_a100.sh]"
+    assert ":latest" not in steps[names.index("FROM")][1]
