@@ -172,6 +172,11 @@ def _audit(options: argparse.Namespace, _: Sequence[str]) -> None:
 def _config(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         load_config(None, overrides)
+    if options.markdown:
+        from launch.configuration_page import configuration_page
+
+        print(configuration_page(), end="")
+        return
     width = max(map(len, known_keys()))
     for key, description in known_keys().items():
         print(f"--{key:<{width}}  {description}")
@@ -269,6 +274,9 @@ def _parser() -> argparse.ArgumentParser:
         help="list every configuration key",
         description="List every configuration key with a word on it. Keys that follow are checked.",
         epilog="example: primezero config --learner.lr 5e-4",
+    )
+    config.add_argument(
+        "--markdown", action="store_true", help="with values and defaults, as docs/configuration.md has"
     )
     config.set_defaults(command=_config)
     add_completion(commands, _parser, _CONFIGURED)
