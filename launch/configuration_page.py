@@ -13,9 +13,10 @@ from shared.config import Config
 _HEAD = """\
 # Configuration
 
-Every key, as `primezero config --markdown` writes it. A key is set in a TOML file, as `[section]` and `key = value`, or on the
-command line as `--section.key value`, which counts for more. What is not set has the default here; a run's own
-`config.toml` has what it ran with. A key that does not exist, and a value that cannot be, is refused before anything starts.
+Every key, as `primezero config --markdown` writes it. A key is set in a TOML file, as `[section]` and `key = value`, or
+on the command line as `--section.key value`, which counts for more. What is not set has the default here; a run's own
+`config.toml` has what it ran with. A key that does not exist, and a value that cannot be, is refused before anything
+starts.
 """
 _BOUNDS = {"minimum": "≥ {}", "exclusiveMinimum": "> {}", "maximum": "≤ {}", "exclusiveMaximum": "< {}"}
 

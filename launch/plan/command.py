@@ -26,7 +26,7 @@ _EXAMPLES = f"""\
 examples:
   primezero plan --model qwen2.5-3b --device a100-80gb --config launch/configs/single_a100.toml
   primezero plan --model models/some-instruct-model --device-gib 47.5 --learner.max_tokens 8192
-  primezero plan --model qwen2.5-7b --device a100-80gb --placement.kind split --learner.ranks 2
+  primezero plan --model qwen2.5-7b --device a100-80gb --config launch/configs/second_gpu.toml
 
 --model is a folder with a config.json, or a shape: {", ".join(SHAPES)}.
 --device is one of {", ".join(DEVICES)}.
