@@ -2,10 +2,13 @@
 
 import re
 import subprocess
+from dataclasses import fields
 
 import pytest
 
+import shared.errors
 from launch.configuration_page import configuration_page
+from learner.train_metrics import TrainMetrics
 from shared.config_file import known_keys
 
 DOCUMENTS = [
@@ -13,7 +16,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *(f"docs/{name}.md" for name in ("architecture", "benchmarks", "configuration", "gpu")),
 ]
-DOCUMENTS += [f"docs/{name}.md" for name in ("learning", "profile", "runs", "scaling")]
+DOCUMENTS += [f"docs/{name}.md" for name in ("learning", "profile", "runs", "scaling", "troubleshooting")]
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +36,21 @@ def test_the_configuration_reference_is_of_the_typed_tree_as_it_is(request):
     )
     for key in known_keys():
         assert f"| `{key.rpartition('.')[2]}` |" in page
+
+
+def test_every_error_has_a_word_on_what_to_do(request):
+    named = set(re.findall(r"`(\w+Error)`", (request.config.rootpath / "docs/troubleshooting.md").read_text()))
+    assert named == {name for name in vars(shared.errors) if name.endswith("Error")} - {"PrimezeroError"}
+
+
+def test_keys_that_documents_name_exist(request):
+    known = set(known_keys()) | {f"learner.{field.name}" for field in fields(TrainMetrics)}  # as metrics.jsonl has them
+    sections = {key.partition(".")[0] for key in known}
+    for document in DOCUMENTS:
+        text = (request.config.rootpath / document).read_text()
+        for key in re.findall(r"`(?:--)?([a-z]+\.[a-z_]+(?:\.[a-z_]+)?)(?:=[^`]*| [^`]*)?`", text):
+            if key.partition(".")[0] in sections and not key.endswith((".py", ".toml", ".md", ".json")):
+                assert key in known or any(each.startswith(f"{key}.") for each in known), f"{document}: {key}"
 
 
 def test_every_document_is_looked_at(tracked):
