@@ -57,7 +57,7 @@ class BenchModel:
         from learner.packed_model import load_model
 
         module: torch.nn.Module = load_model(self.folder, dtype)
-        return module.to(_device()).eval()
+        return module.to(compute_device()).eval()
 
 
 @contextmanager
@@ -89,7 +89,8 @@ def bench_model(
     yield BenchModel(folder=folder_given, name=folder_given.name, vocabulary=_vocabulary(folder_given))
 
 
-def _device() -> str:
+def compute_device() -> str:
+    """Where benchmarks compute: on the GPU where there is one."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -128,7 +129,7 @@ def _make(folder: Path, shape: Shape, vocabulary: int, dtype: str) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng(), torch.device(_device()):
+    with torch.random.fork_rng(), torch.device(compute_device()):
         torch.manual_seed(0)
         # Made in the dtype itself: a 3B model in float32 would not fit where its bfloat16 does.
         model = AutoModelForCausalLM.from_config(shape_config(shape, vocabulary), dtype=getattr(torch, dtype))

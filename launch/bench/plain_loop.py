@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from launch.bench.models import compute_device
 from launch.bench.rounds import seconds
 
 _MICRO_BATCHES = (8, 16, 32, 64, 128)
@@ -41,7 +42,7 @@ class PlainLoop:
         from transformers import AutoModelForCausalLM
 
         self._completions, self._response_tokens = completions, response_tokens
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._device = torch.device(compute_device())
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), local_files_only=True, trust_remote_code=False
         ).to(self._device)

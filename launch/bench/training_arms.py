@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from launch.bench.models import compute_device
 from launch.bench.rounds import seconds
 from learner.attention import PACKED_ATTENTION
 from learner.batch import TrainingBatch
@@ -43,7 +44,7 @@ class PlainLoop:
     """Forward, backward and AdamW on a Hugging Face model, as few lines as that takes."""
 
     def __init__(self, folder: Path, dtype: str, config: LearnerConfig, *, attention: str) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(compute_device())
         model = load_model(folder, dtype)
         model.set_attn_implementation(attention)
         self.model = model.to(self.device).train()

@@ -23,7 +23,6 @@ GRAPHS = 5 * 2**20
 NCCL_BUFFERS = GIB // 4
 FRAGMENTS = 0.1
 SPARE = 0.01
-_IN_PLACE = "in their place"
 # With fewer sequences at a time an engine reads its weights for little.
 FEWEST_SEQUENCES = 32
 
@@ -172,8 +171,8 @@ def _learner_parts(config: Config, model: ModelSizes, offload: bool) -> tuple[li
     # When activations are gone. What is alive at most counts; which it is depends on the model.
     phases = [
         passing,
-        [Part("learner", "embedding's gradient", states.embedding_gradient, _IN_PLACE)],
-        [Part("learner", "optimizer step", states.stepping, _IN_PLACE)],
+        [Part("learner", "embedding's gradient", states.embedding_gradient)],
+        [Part("learner", "optimizer step", states.stepping)],
     ]
     fullest = max(phases, key=_size)
     transient = [part if phase is fullest else _uncounted(part) for phase in phases for part in phase]
@@ -261,7 +260,7 @@ def _held(sequences: int, longest: int) -> str:
 
 
 def _uncounted(part: Part) -> Part:
-    return Part(part.owner, part.name, part.size, part.detail, counted=False)
+    return Part(part.owner, part.name, part.size, part.detail or "in their place", counted=False)
 
 
 def _size(parts: Sequence[Part]) -> int:
