@@ -12,7 +12,7 @@ from pathlib import Path
 from launch.local_processes import LocalProcesses
 from launch.plan.devices import devices_here, smallest
 from launch.private_folder import PrivateFolder, remove_leftovers
-from launch.processes import be_private, keep_to, listen_towards, log_to_file
+from launch.processes import be_private, keep_to, listen_towards, log_to_file, logged
 from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.worker import WorkerSpec
@@ -64,9 +64,10 @@ class RolloutProcess:
         around.enter()
         # vLLM's processes talk over socket files. Shorter paths than Ray's own.
         os.environ["VLLM_RPC_BASE_PATH"] = str(around.sockets)
-        from rollout.worker import run_worker
+        with logged():
+            from rollout.worker import run_worker
 
-        run_worker(config, spec, self._pulse.beat)
+            run_worker(config, spec, self._pulse.beat)
 
 
 class LearnerProcess:
@@ -90,11 +91,14 @@ class LearnerProcess:
         """Train; rank 0 returns the summary."""
         self._leads = rank == 0
         around.enter()
-        from learner.trainer import run_learner
+        with logged():
+            from learner.device_memory import explain_full_memory
+            from learner.trainer import run_learner
 
-        return run_learner(
-            config, spec, rank=rank, world_size=config.learner.ranks, local_rank=0, beat=self._pulse.beat
-        )
+            with explain_full_memory(config.learner.gpu_memory_share):
+                return run_learner(
+                    config, spec, rank=rank, world_size=config.learner.ranks, local_rank=0, beat=self._pulse.beat
+                )
 
 
 class MachineKeeper:

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import psutil
@@ -36,6 +36,16 @@ def log_to_file(path: Path) -> None:
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
     )
+
+
+@contextlib.contextmanager
+def logged() -> Iterator[None]:
+    """What is raised within leaves its traceback in this process's log, and goes on."""
+    try:
+        yield
+    except Exception:
+        logging.getLogger(__name__).exception("this process ends with an error")
+        raise
 
 
 def within(limit_s: float, what: str, call: Callable[[], object]) -> None:

@@ -23,6 +23,7 @@ from learner.attention import PackedLayout
 from learner.batch import TrainingBatch
 from learner.buckets import BUCKET_ELEMENTS
 from learner.compiled import compiling
+from learner.device_memory import keep_large_blocks_whole
 from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, policy_loss
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
@@ -34,7 +35,9 @@ from learner.train_metrics import TrainMetrics
 from shared.config import LearnerConfig
 from shared.errors import CheckpointError
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    keep_large_blocks_whole()
+else:
     # Read by DeepSpeed while it is imported.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 import deepspeed
@@ -110,6 +113,8 @@ class Policy:
         if self.partitioned:
             # The head's weight is used outside the head's own forward, whose hooks would gather it.
             deepspeed.zero.register_external_parameter(model, model.causal_lm.get_output_embeddings().weight)
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()  # of what was there for the time of setting up
 
     @property
     def partitioned(self) -> bool:

@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 
+from learner.device_memory import ALLOCATOR_SETTINGS
 from learner.weight_packing import Packer
 from learner.weight_source import WeightSource, check_finite
 from learner.weight_transport import SendStats, Settings, Transport, Update, WeightSyncClient
 from shared.errors import WeightSyncError
 from shared.weight_checksum import checksum
 from shared.weight_wire import FORMAT, IpcBuffer, IpcUpdate, PlainInit, check_buffer, parse, to_plain
-
-_ALLOCATOR_SETTINGS = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 
 
 class IpcTransport(Transport):
@@ -107,7 +106,7 @@ def export(buffer: torch.Tensor, gpu_uuid: str) -> IpcBuffer:
 
 def refuse_expandable_segments(setting: Callable[[str], str | None]) -> None:
     """WeightSyncError if torch is told to allocate memory in a way that CUDA IPC cannot share."""
-    for variable in _ALLOCATOR_SETTINGS:
+    for variable in ALLOCATOR_SETTINGS:
         for option in (setting(variable) or "").split(","):
             name, _, value = option.partition(":")
             if name.strip() == "expandable_segments" and value.strip().lower() != "false":

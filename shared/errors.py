@@ -21,6 +21,10 @@ class PlanError(PrimezeroError):
     """A GPU has no room for what a run would put there."""
 
 
+class DeviceMemoryError(PrimezeroError):
+    """A GPU ran out of memory in the middle of a run."""
+
+
 class PlacementError(PrimezeroError):
     """The machines do not have what a run's placement asks for, or cannot be reached."""
 

@@ -98,6 +98,8 @@ class PlainLoop:
         torch.nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
         return total
 
     def _accumulate_gradients(self, tokens: torch.Tensor, micro_batch: int) -> float:

@@ -126,11 +126,12 @@ def plan_memory(
     longest = config.sampling.max_prompt_tokens + config.sampling.max_response_tokens
     sequence = _sequence_bytes(config, model)
     sequences = cache // sequence
+    limit = config.learner.gpu_memory_share if rank else None
+    learner_limit = device.memory if limit is None else int(limit * device.memory) + CONTEXT
     if rank:
-        learner.append(_kept(learner, left - engines * cache))
+        learner.append(_kept(learner, min(left - engines * cache, learner_limit - taken)))
     if engines:
         engine.append(Part("engine", "attention cache", cache, _held(sequences, longest)))
-    limit = config.learner.gpu_memory_share if rank else None
     return MemoryPlan(
         device=device,
         parts=(*learner, *engine),
@@ -142,7 +143,7 @@ def plan_memory(
         host=host,
         sampled=_sampled(config),
         longest=longest,
-        learner_limit=device.memory if limit is None else int(limit * device.memory) + CONTEXT,
+        learner_limit=learner_limit,
     )
 
 
