@@ -15,13 +15,14 @@ from shared.config import Config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 TASKS = 3
-# As on an H200: a CUDA context with the kernels and the libraries' workspaces; an engine's graphs, for each layer.
-CONTEXT = GIB
+# As on an H200: a CUDA context with the kernels and all that libraries take past PyTorch; an engine's graphs, for each
+# layer.
+CONTEXT = int(1.65 * GIB)
 GRAPHS = 5 * 2**20
-# Assumed, until a GPU says otherwise: NCCL's buffers; what the allocator loses to fragments, of what comes and goes;
-# and what stays free for the driver.
+# What the allocator loses to fragments, of what comes and goes: with a tenth of it 3B ran out of memory on an H200.
+FRAGMENTS = 0.3
+# Assumed, until a GPU says otherwise: NCCL's buffers; and what stays free for the driver.
 NCCL_BUFFERS = GIB // 4
-FRAGMENTS = 0.1
 SPARE = 0.01
 # With fewer sequences at a time an engine reads its weights for little.
 FEWEST_SEQUENCES = 32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from launch.processes import free_port, listen_towards
+from launch.processes import free_port, listen_towards, logged
 from shared.config_placement import is_loopback
 from shared.errors import PlacementError
 
@@ -64,3 +65,11 @@ def test_every_thread_and_child_keeps_to_its_cores():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.split() == [f"{{{core}}}"] * 3
+
+
+def test_what_a_process_dies_of_is_in_its_log_with_its_traceback(caplog):
+    with pytest.raises(ZeroDivisionError), caplog.at_level(logging.ERROR), logged():
+        1 / 0  # noqa: B018
+    [record] = caplog.records
+    assert record.exc_info is not None
+    assert "test_processes.py" in caplog.text

@@ -85,6 +85,33 @@ class CountedProducts(torch.utils._python_dispatch.TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def test_parts_of_the_vocabulary_are_aligned_for_a_gpu_s_matrix_products():
+    """Rows of another width than whole multiples of 16 bytes cannot be loaded at once."""
+    tokens, vocabulary, dtype = 50, 1003, torch.bfloat16
+    hidden = torch.randn(tokens, 8, dtype=dtype, requires_grad=True)
+    head = torch.randn(vocabulary, 8, dtype=dtype, requires_grad=True)
+    targets = torch.zeros(tokens, dtype=torch.int64)
+    logprobs, _ = token_logprobs(hidden, head, targets, temperature=1.0, chunk_bytes=4 * tokens * 333)
+    with OutputWidths() as watch:
+        logprobs.sum().backward()
+    logits = [width for width in watch.widths if width not in (8, tokens)]
+    assert logits == [320, 320, 320, 1003 - 3 * 320]
+
+
+class OutputWidths(torch.utils._python_dispatch.TorchDispatchMode):
+    """Of every matrix product, in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.widths = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func.overloadpacket is torch.ops.aten.mm:
+            self.widths.append(out.shape[1])
+        return out
+
+
 def test_no_tensor_is_larger_than_a_chunk_of_logits():
     g = torch.Generator().manual_seed(0)
     tokens, vocabulary, chunk = 400, 512, 16

@@ -83,7 +83,7 @@ def test_7b_on_40_gb_is_refused_with_what_would_fit():
         {"rollout__gpu_memory_share": 0.1},
         {"rollout__gpu_cache_gib": 60},
         {"learner__gpu_memory_share": 0.9},
-        {"learner__gpu_memory_share": 0.3},
+        {"learner__gpu_memory_share": 0.25},
         {"learner__zero_stage": 1, "learner__max_tokens": 65536, "learner__activation_checkpointing": False},
     ],
 )
@@ -112,6 +112,15 @@ def test_shares_that_are_given_are_kept_to():
     assert cached.cache == 4 * GIB
 
 
+def test_what_a_rank_keeps_of_freed_memory_ends_at_its_share():
+    free = plan_memory(single_a100(), THREE, DEVICES["h200"])
+    assert parts(free)["learner", "freed and kept"] > 0
+    share = (free.of("learner") - parts(free)["learner", "freed and kept"] - CONTEXT + GIB) / free.device.memory
+    held = plan_memory(single_a100(learner__gpu_memory_share=share), THREE, DEVICES["h200"])
+    assert held.fits
+    assert parts(held)["learner", "freed and kept"] == pytest.approx(GIB, abs=1024)
+
+
 def test_what_others_have_of_the_device_is_left_to_them():
     alone = plan_memory(single_a100(), THREE, A100)
     beside = plan_memory(single_a100(), THREE, Device("shared", A100.memory, used=4 * GIB))
@@ -126,7 +135,8 @@ def test_a_cache_is_no_larger_than_the_sequences_that_an_engine_decodes():
 
 def test_each_setting_that_saves_memory_does():
     def learner(**overrides: object) -> int:
-        return plan_memory(single_a100(**overrides), THREE, A100).of("learner")
+        here = {"learner__offload_optimizer": False, **overrides}
+        return plan_memory(single_a100(**here), THREE, A100).of("learner")
 
     base = learner()
     assert learner(learner__zero_stage=1) > base

@@ -29,9 +29,9 @@ def test_what_does_not_fit_fails_with_advice(capsys, tmp_path):
     assert main(arguments) == 1
     said = capsys.readouterr()
     assert "missing" in said.out
-    assert "This fits: --learner.max_tokens 8192" in said.err
+    assert "This fits: --learner.max_tokens 4096" in said.err
     assert json.loads(file.read_text())["advice"]["changes"]
-    assert main([*arguments, "--learner.max_tokens", "8192"]) == 0
+    assert main([*arguments, "--learner.max_tokens", "4096"]) == 0
 
 
 def test_the_vocabulary_of_a_shape_can_be_given(capsys):

@@ -26,7 +26,7 @@ def configured(name: str, **overrides: object) -> Config:
 
 
 def test_a_second_gpu_leaves_each_side_one_of_its_own():
-    alone = plan_run(configured("single_a100"), THREE, A100)
+    alone = plan_run(configured("single_a100", learner__max_tokens=16384), THREE, A100)
     split = plan_run(configured("second_gpu", rollout__max_sequences=256), THREE, A100)
     assert alone.fits
     assert split.fits
