@@ -96,9 +96,7 @@ class LearnerProcess:
             from learner.trainer import run_learner
 
             with explain_full_memory(config.learner.gpu_memory_share):
-                return run_learner(
-                    config, spec, rank=rank, world_size=config.learner.ranks, local_rank=0, beat=self._pulse.beat
-                )
+                return run_learner(config, spec, rank=rank, world_size=config.learner.ranks, beat=self._pulse.beat)
 
 
 class MachineKeeper:

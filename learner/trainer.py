@@ -45,11 +45,19 @@ log = logging.getLogger(__name__)
 
 
 def run_learner(
-    config: Config, spec: LearnerSpec, *, rank: int, world_size: int, local_rank: int, beat: Callable[[], None]
+    config: Config,
+    spec: LearnerSpec,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    local_rank: int = 0,
+    beat: Callable[[], None] = lambda: None,
+    directed: Callable[[Leader], Leader] = lambda leader: leader,
 ) -> Summary | None:
     """One learner rank, from start to end; rank 0 leads and returns the summary.
 
     beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
+    directed: what the trainer gets for its policy instead, for benchmarks that decide what it does
     """
     keep_freed_memory()
     torch.set_num_threads(config.learner.threads)
@@ -73,7 +81,7 @@ def run_learner(
         follow(policy)
         return None
     leader = Leader(policy)
-    trainer = Trainer(config, spec, leader, store, resumed, beat)
+    trainer = Trainer(config, spec, directed(leader), store, resumed, beat)
     try:
         summary = trainer.run()
         leader.stop()

@@ -91,10 +91,12 @@ class Round:
     """Seconds of a step in one round: medians of those that count; None for what was not measured.
 
     together, rollout, learner: both at work; the rollout alone; the learner alone
-    tokens: sampled in a step of "together"; sampling, update: of the plain loop
+    train, tokens: of a step of "together": the learner's update; how many were sampled
+    sampling, update: of the plain loop
     """
 
     together: float
+    train: float
     tokens: float
     rollout: float | None = None
     learner: float | None = None
@@ -249,6 +251,7 @@ def _round(processes: SplitProcesses, kinds: Sequence[str], plain: PlainProcess 
         if (of := counted_kind(kinds, index)) is not None:
             found[of].append(arrival.since)
             if of == "together":
+                found["train"].append(arrival.trained)
                 found["tokens"].append(arrival.response_tokens)
     return Round(**{name: statistics.median(values) for name, values in found.items()})
 
@@ -283,7 +286,8 @@ def generate_results(measured: Measured) -> Iterator[Result]:
 def _step_results(prefix: str, measured: Measured) -> Iterator[Result]:
     together = measured.median("together")
     yield Result(f"{prefix}step", together, "s")
-    for name in ("wait", "train", "sync"):
+    yield Result(f"{prefix}train", measured.median("train"), "s", together, "the step")
+    for name in ("wait", "sync"):
         yield Result(f"{prefix}{name}", measured.phase(f"{name}_s"), "s", together, "the step")
     # A batch may come in within another's step.
     streams = [step["stream"]["cpu_s"] + step["stream"]["worker_cpu_s"] for step in measured.steps]

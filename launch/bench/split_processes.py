@@ -41,10 +41,12 @@ _LEAVE_S = 30.0
 class Arrival:
     """The learner has a batch and is about to train on it.
 
-    since: seconds from being told what to do with the last batch; response_tokens: of the batch
+    since: seconds from being told what to do with the last batch; trained: of these, in its update; response_tokens: of
+    the batch
     """
 
     since: float
+    trained: float
     response_tokens: int
 
 
@@ -192,23 +194,12 @@ def _learner(config: Config, spec: LearnerSpec, log: Path, cores: Cores, directe
         "GLOO_SOCKET_IFNAME": "lo",
         "OMP_NUM_THREADS": str(config.learner.threads),
     }
-    import torch
+    from learner.trainer import run_learner
 
-    from learner.checkpoint import CheckpointStore
-    from learner.policy import Policy
-    from learner.ranks import Leader
-    from learner.trainer import Trainer
+    def direct(leader: Leader) -> Any:
+        return _DirectedPolicy(leader, directed)
 
-    torch.set_num_threads(config.learner.threads)
-    policy = Policy(
-        config.model.path, dtype=config.model.dtype, config=config.learner, temperature=config.sampling.temperature
-    )
-    directed_policy: Any = _DirectedPolicy(Leader(policy), directed)
-    trainer = Trainer(config, spec, directed_policy, CheckpointStore(spec.checkpoints, keep=1), None)
-    try:
-        trainer.run()
-    finally:
-        trainer.close()
+    run_learner(config, spec, directed=direct)
 
 
 class _DirectedPolicy:
@@ -216,21 +207,23 @@ class _DirectedPolicy:
 
     def __init__(self, leader: Leader, directed: Connection) -> None:
         self._leader, self._directed = leader, directed
-        self._told = time.perf_counter()
+        self._told, self._trained = time.perf_counter(), 0.0
         self._last: TrainMetrics | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._leader, name)
 
     def train(self, batch: TrainingBatch) -> TrainMetrics:
-        self._directed.send(Arrival(time.perf_counter() - self._told, len(batch.behaviour_logprobs)))
+        since = time.perf_counter() - self._told
+        self._directed.send(Arrival(since, self._trained, len(batch.behaviour_logprobs)))
         what = self._directed.recv()
-        self._told = begin = time.perf_counter()
+        self._told, self._trained = time.perf_counter(), 0.0
         if what == "skip" and self._last is not None:
             return self._last
         self._last = self._leader.train(batch)
+        self._trained = time.perf_counter() - self._told
         if what == "measure":
-            self._directed.send(time.perf_counter() - begin)
+            self._directed.send(self._trained)
         return self._last
 
     def save(self, folder: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_step_counts_where_the_one_before_was_of_its_kind():
 
 
 def test_the_overlap_is_judged_by_the_slower_half():
-    rounds = [Round(together=1.5, tokens=180.0, rollout=1.2, learner=1.0)] * 3
+    rounds = [Round(together=1.5, train=0.9, tokens=180.0, rollout=1.2, learner=1.0)] * 3
     found = {result.name: result for result in overlap_results(Measured(WORK, rounds, [STEP] * 6))}
     assert (found["overlap"].value, found["overlap"].reference, found["overlap"].ratio) == (1.5, 1.2, 1.25)
     assert found["overlap_ratio"].value == 1.25
@@ -46,7 +46,7 @@ def test_the_overlap_is_judged_by_the_slower_half():
 
 
 def test_the_plain_loop_s_step_is_compared_with_as_many_tokens():
-    rounds = [Round(together=1.5, tokens=180.0, sampling=2.0, update=1.0)] * 3
+    rounds = [Round(together=1.5, train=0.9, tokens=180.0, sampling=2.0, update=1.0)] * 3
     found = {result.name: result for result in generate_results(Measured(WORK, rounds, [STEP] * 6))}
     # 180 of 200 tokens were sampled: a whole step would have taken 1.5 s / 0.9.
     assert found["vs_generate"].value == pytest.approx(0.6)
@@ -119,8 +119,9 @@ def test_a_small_run_measures_what_it_compares(arm, measured, counted):
         found = measure(settings, arm, model, work, lambda _: None)
     [round_] = found.rounds
     spent = {name: value for name, value in asdict(round_).items() if value is not None}
-    assert spent.keys() == {"together", "tokens", *measured}
+    assert spent.keys() == {"together", "train", "tokens", *measured}
     assert min(spent.values()) > 0
+    assert round_.train < round_.together
     assert 6 <= round_.tokens <= work.tokens
     assert [step["step"] for step in found.steps] == counted
     for step in found.steps:
