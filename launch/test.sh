@@ -6,4 +6,5 @@ bash launch/setup.sh cpu
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest -m "not gpu and not slow" "$@"
+# Two files at a time: most of what they wait for is one process that starts.
+.venv/bin/python -m pytest -m "not gpu and not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@"

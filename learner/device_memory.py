@@ -35,8 +35,9 @@ def explain_full_memory(share: float | None) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         limit = "" if share is None else f" (learner.gpu_memory_share={share:g})"
+        counted, *_ = str(error).split(" If reserved")  # what it advises then cannot be combined with CUDA IPC
         raise DeviceMemoryError(
             f"the learner's memory on its GPU{limit} is full. Lower learner.max_tokens, set "
             "learner.activation_checkpointing or learner.offload_optimizer, or give it more with a larger "
-            f"learner.gpu_memory_share; `primezero plan` shows what takes how much. PyTorch says: {error}"
+            f"learner.gpu_memory_share; `primezero plan` shows what takes how much. PyTorch says: {counted}"
         ) from error

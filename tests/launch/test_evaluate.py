@@ -16,6 +16,7 @@ import psutil
 import pytest
 from characters import CharacterChat, answer, make_sample
 from model_files import CONFIG, make_model_folder
+from whole_runs import leftovers
 
 import launch.evaluate
 from launch.cli import main
@@ -298,7 +299,7 @@ def test_a_real_engine_finds_what_transformers_finds(tiny_model, tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("moment", ["starting the engine", "4000 samples"])
 def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, moment):
-    before = shared_memory()
+    before = leftovers()
     process = subprocess.Popen(
         command(tiny_model, "--samples", "4000", "--bands", "2..101"),
         cwd=ROOT,
@@ -319,8 +320,4 @@ def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, moment):
     assert "primezero: interrupted" in said
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
-    assert shared_memory() <= before
-
-
-def shared_memory() -> set[Path]:
-    return {path for kind in ("primezero-*", "psm_*", "sem.mp-*") for path in Path("/dev/shm").glob(kind)}
+    assert leftovers() <= before
