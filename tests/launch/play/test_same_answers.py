@@ -112,10 +112,12 @@ def through_transformers(model: Path, prompts: list[str]) -> list[tuple[str, flo
 @pytest.mark.integration
 @pytest.mark.timeout(500)
 def test_three_ways_give_the_same_greedy_answers(exported, tmp_path):
+    # An engine of another test may have set some here.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("VLLM_")}
     played = subprocess.run(
         [sys.executable, "-m", "launch.cli", "play", "--model", str(exported), "--json"],
         cwd=ROOT,
-        env={name: value for name, value in os.environ.items() if not name.startswith("VLLM_")},  # an engine here set some
+        env=environment,
         input="\n".join(LINES),
         capture_output=True,
         text=True,
