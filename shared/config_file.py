@@ -7,6 +7,7 @@ environment.
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -110,6 +111,15 @@ def _read_list(key: str, value: str) -> object:
 
 def _reason(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
-        return "unknown key"
+        return "unknown key" + _meant(".".join(map(str, error["loc"])))
     message = str(error["msg"]).removeprefix("Value error, ")
     return message if isinstance(error["input"], dict) else f"{message} (found {error['input']!r})"
+
+
+def _meant(key: str) -> str:
+    """The known key that an unknown one resembles most, or that has its last word, in words."""
+    known = [*known_keys(), *Config.model_fields]
+    last = key.rpartition(".")[2]
+    elsewhere = [other for other in known if other.rpartition(".")[2] == last]
+    resembling = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    return f"; do you mean {resembling[0]}?" if resembling else ""

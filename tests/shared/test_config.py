@@ -42,8 +42,10 @@ def test_command_line_beats_file_beats_default(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "named"),
     [
-        (["--learner.lrr", "1"], "learner.lrr: unknown key"),
-        (["--leaner.lr", "1"], "leaner: unknown key"),
+        (["--learner.lrr", "1"], "learner.lrr: unknown key; do you mean learner.lr?"),
+        (["--leaner.lr", "1"], "leaner: unknown key; do you mean learner?"),
+        (["--rollout.lr", "1"], "rollout.lr: unknown key; do you mean learner.lr?"),
+        (["--learner.nothing_like_it", "1"], "learner.nothing_like_it: unknown key$"),
         (["--learner.lr", "fast"], "learner.lr"),
         (["--learner.lr", "nan"], "learner.lr"),
         (["--learner.lr", "-1"], "learner.lr"),
