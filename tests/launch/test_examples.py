@@ -7,6 +7,8 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +120,43 @@ def test_quick_examples_run_as_printed(place, capsys):
         if main(shlex.split(line)[1:]) != 0:
             failed[line] = capsys.readouterr().err
     assert failed == {}
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(600)
+def test_the_readme_s_commands_run_one_after_the_other_in_quick_forms(tmp_path, format_model):
+    """Those that start engines, as printed but for what makes them short: a model to begin with, steps, problems."""
+    shorter = {
+        "train": "--run.steps 2 --run.evaluate_every 1 --run.final_evaluations 1 --run.checkpoint_every 0",
+        "eval": "--problems 4",
+    }
+    shutil.copytree(format_model, tmp_path / "models/tiny")
+    os.symlink(ROOT / "launch", tmp_path / "launch")
+    lines = [line.split(" #")[0] for line in examples((ROOT / "README.md").read_text())]
+    wanted = [line for line in lines if line.split()[1] in ("train", "eval", "export", "play", "report", "inspect")]
+    assert [line.split()[1] for line in wanted] == ["train", "eval", "report", "inspect", "export", "play"]
+    said = {}
+    for line in wanted:
+        command = line.split()[1]
+        words = [*shlex.split(line)[1:], *shlex.split(shorter.get(command, ""))]
+        finished = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *words],
+            cwd=tmp_path,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert finished.returncode == 0, f"{line}: {finished.stderr}"
+        said[command] = finished.stdout
+    assert "2 steps" in said["train"]
+    assert "primes 5..101, greedy" in said["eval"]
+    assert "index.html" in said["report"]
+    assert "<answer>" in said["inspect"]
+    assert "the model of step 2" in said["export"]
+    assert "Find y with 7 * y = 1 (mod 13)" in said["play"]
 
 
 def test_the_version_is_the_packages(capsys):
