@@ -90,10 +90,12 @@ _decoder = msgspec.msgpack.Decoder(Record)
 class Journal:
     """The journal, open for appending; one process at a time. Not thread-safe.
 
-    Raises JournalError when it cannot be opened, read or written. What was written before stays as it was.
+    Raises JournalError when it cannot be opened, read or written, or ends before `accounted`, which a checkpoint says
+    was on the disk: what would be written in its place could not be told from it. What was written before stays as it
+    was.
     """
 
-    def __init__(self, path: Path, warn: Callable[[str], None] = log.warning) -> None:
+    def __init__(self, path: Path, warn: Callable[[str], None] = log.warning, *, accounted: int = 0) -> None:
         self._path = path
         try:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -103,6 +105,12 @@ class Journal:
         self.end = 0
         for _, self.end, _ in _scan(path, 0):
             pass
+        if self.end < accounted:
+            os.close(self._file)
+            raise JournalError(
+                f"the journal {path} is damaged: after {self.end} bytes there is no whole record, and the checkpoint "
+                f"accounts for {accounted}. Put the file back as it was, or begin anew with --run.overwrite true"
+            )
         torn = os.fstat(self._file).st_size - self.end
         if torn:
             warn(f"{path}: the last {torn} bytes are no whole record; they are cut off")

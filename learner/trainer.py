@@ -151,7 +151,7 @@ class Trainer:
             lineage=spec.lineage,
             first_batch=self._first_version,
         )
-        self._journal = Journal(spec.run_folder / JOURNAL)
+        self._journal = Journal(spec.run_folder / JOURNAL, accounted=0 if resumed is None else resumed.journal_end)
         self._recover(collector, resumed)
         self._pool = WorkerPool(
             spec.endpoint, config, self._identity, collector, self._journal, keys=spec.keys, beat=beat

@@ -3,9 +3,11 @@
 import struct
 import zlib
 
+import pytest
 from factories import make_closed, make_ticket
 
 from learner.journal import Dropped, Journal, Took, records
+from shared.errors import JournalError
 from shared.ticket_wire import encode_ticket
 
 
@@ -34,3 +36,16 @@ def test_what_follows_a_byte_that_has_changed_is_not_read(tmp_path):
     content[positions[2] - 1] ^= 1  # the last byte of the second ticket's frame
     path.write_bytes(content)
     assert [position for position, _ in records(path)] == positions[:1]
+
+
+def test_a_journal_that_a_checkpoint_says_was_longer_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "journal"
+    *_, last = written(path)
+    whole = path.read_bytes()
+    Journal(path, accounted=len(whole)).close()
+    path.write_bytes(whole[:-1])
+    with pytest.raises(JournalError, match=f"after {last} bytes .* accounts for {len(whole)}"):
+        Journal(path, accounted=len(whole))
+    assert path.read_bytes() == whole[:-1]
+    Journal(path, accounted=last).close()
+    assert path.read_bytes() == whole[:last]
