@@ -50,7 +50,6 @@ def run_learner(
     *,
     rank: int = 0,
     world_size: int = 1,
-    local_rank: int = 0,
     beat: Callable[[], None] = lambda: None,
     directed: Callable[[Leader], Leader] = lambda leader: leader,
 ) -> Summary | None:
@@ -68,7 +67,6 @@ def run_learner(
         temperature=config.sampling.temperature,
         rank=rank,
         world_size=world_size,
-        local_rank=local_rank,
         beat=beat,
     )
     beat()

@@ -132,7 +132,7 @@ def test_the_readme_s_commands_run_one_after_the_other_in_quick_forms(tmp_path, 
     }
     shutil.copytree(format_model, tmp_path / "models/tiny")
     os.symlink(ROOT / "launch", tmp_path / "launch")
-    lines = [line.split(" #")[0] for line in examples((ROOT / "README.md").read_text())]
+    lines = examples((ROOT / "README.md").read_text())
     wanted = [line for line in lines if line.split()[1] in ("train", "eval", "export", "play", "report", "inspect")]
     assert [line.split()[1] for line in wanted] == ["train", "eval", "report", "inspect", "export", "play"]
     said = {}

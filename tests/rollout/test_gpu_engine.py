@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_engine import (
+    EOS,
     ROLLOUT,
     DirectClient,
     LoopThread,
@@ -66,7 +67,7 @@ class Setup:
         )
         errors = []
         for sample in self.loop.run(call):
-            assert len(sample.token_ids)
+            assert len(sample.token_ids) == 48 or sample.token_ids[-1] == EOS
             reference = reference_logprobs(self.model, prompt + sample.token_ids.tolist())[len(prompt) - 1 :]
             errors.append(difference(sample.logprobs, reference))
         return float(np.mean(errors))
