@@ -127,11 +127,12 @@ class RolloutWorker:
         """Until the learner says Bye. A failure in any part is reported to the learner if it can be, and raised."""
         receiving = asyncio.create_task(self._receive())
         try:
-            await self._say_hello()
+            # The hello does not come first alone: where this worker is refused, it is never sent.
+            self._start(self._client.watch_handshakes(), self._watching)
+            self._start(self._say_hello(), self._watching)
             self._start(self._outbox.run(), self._watching)
             self._start(self._watch_engine(), self._watching)
             self._start(self._say_alive(), self._watching)
-            self._start(self._client.watch_handshakes(), self._watching)
             await asyncio.wait({receiving, self._failed}, return_when=asyncio.FIRST_COMPLETED)
             if self._failed.done():
                 self._failed.result()

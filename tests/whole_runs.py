@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+import time
+from collections.abc import Collection
 from pathlib import Path
 
 import psutil
@@ -69,10 +71,19 @@ def check_records(run: Run) -> None:
     assert evaluations[-1] == summary["steps"]
 
 
-def leftovers() -> set[Path]:
-    """Shared memory of the kinds that a run makes, which nobody has open: what another run uses is none."""
-    unused = existing() - used_by(psutil.process_iter())
-    return {path for path in unused if path.exists()}  # some were in use, and went meanwhile
+def leftovers(patience_s: float = 0.0, besides: Collection[Path] = ()) -> set[Path]:
+    """Shared memory of the kinds that a run makes, which nobody has open: what another run uses is none.
+
+    patience_s: for what goes by itself, such as the semaphores of other tests' processes that end just now
+    besides: what is not counted
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        unused = existing() - used_by(psutil.process_iter())
+        left = {path for path in unused if path.exists()} - set(besides)  # some were in use, and went meanwhile
+        if not left or time.monotonic() >= deadline:
+            return left
+        time.sleep(0.2)
 
 
 def loaded(folder: Path) -> dict:

@@ -54,7 +54,10 @@ class StreamClient:
         self._socket.connect(endpoint)
 
     async def send(self, frames: Sequence[Frame]) -> None:
-        """Send encoded frames; those of COPY_THRESHOLD bytes or more are not copied, and may not change any more."""
+        """Send encoded frames; those of COPY_THRESHOLD bytes or more are not copied, and may not change any more.
+
+        Waits for ever where the other end has refused this one, which `watch_handshakes` says.
+        """
         # copy=False leaves it to pyzmq to decide frame by frame, which takes time where all are small.
         await self._socket.send_multipart(frames, copy=max(map(len, frames)) < COPY_THRESHOLD)
 

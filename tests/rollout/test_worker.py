@@ -13,7 +13,7 @@ from rollout.worker import RolloutWorker, WorkerSpec, _start_engine
 from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import Task, Ticket, TicketId
-from shared.errors import EngineError, SentAwayError, WorkerFailedError
+from shared.errors import EngineError, HandshakeError, SentAwayError, WorkerFailedError
 from shared.ticket_wire import TicketFrame, TicketHeader
 
 LINEAGE = 4
@@ -107,13 +107,19 @@ class SlowPlay:
 
 
 @pytest.fixture
-async def worker(monkeypatch):
-    """One that has said hello, and what it said."""
+def make_worker(monkeypatch):
+    """Of a model that is not there: given its end of the stream, a worker."""
     monkeypatch.setattr("rollout.worker.ChatTokenizer.from_folder", lambda folder: None)
     monkeypatch.setattr("rollout.worker.model_fingerprint", lambda folder: "m")
     monkeypatch.setattr("rollout.worker.tokenizer_fingerprint", lambda folder: "t")
+    return lambda client: RolloutWorker(load_config(None), WorkerSpec("rollout-0", "nowhere"), ScriptedEngine(), client)
+
+
+@pytest.fixture
+async def worker(make_worker):
+    """One that has said hello, and what it said."""
     learner = ScriptedLearner()
-    worker = RolloutWorker(load_config(None), WorkerSpec("rollout-0", "nowhere"), ScriptedEngine(), learner)
+    worker = make_worker(learner)
     worker._selfplay = SlowPlay()
     worker.learner, worker.running = learner, asyncio.create_task(worker.run())
     worker.hello = await learner.next()
@@ -158,6 +164,19 @@ def work(*indices: int) -> msg.Work:
     return msg.Work(
         tuple(Ticket(TicketId(LINEAGE, 0, i), "buffer", Task.DEDUCTION, (), problem, 0, 1) for i in indices)
     )
+
+
+async def test_one_that_is_refused_says_so_though_its_hello_cannot_be_sent(make_worker, monkeypatch):
+    class Refusing(ScriptedLearner):
+        async def send(self, frames) -> None:
+            await asyncio.Event().wait()  # as ZeroMQ does, once the connection has been refused
+
+        async def watch_handshakes(self) -> None:
+            raise HandshakeError("it does not know this worker's key")
+
+    monkeypatch.setattr("rollout.worker.LAST_WORDS_S", 0.01)
+    with pytest.raises(HandshakeError, match="does not know this worker's key"):
+        await asyncio.wait_for(make_worker(Refusing()).run(), 5)
 
 
 async def test_tickets_are_numbered_as_they_close(worker):

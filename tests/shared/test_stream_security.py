@@ -78,10 +78,11 @@ async def test_with_the_runs_keys_messages_go_both_ways(stream):
 async def test_an_unknown_key_is_refused_counted_and_told(stream):
     _, foreign = make_keys()
     client = stream.client(replace(foreign, server=stream.keys.public))
-    await client.send(msg.encode(msg.Alive()))
+    sending = asyncio.create_task(client.send(msg.encode(msg.Alive())))
     with pytest.raises(HandshakeError, match="does not know this worker's key"):
         await asyncio.wait_for(client.watch_handshakes(), 20)
     await stream.rejects("a peer with an unknown key")
+    sending.cancel()
     client.close()
     honest = stream.client(stream.client_keys)
     await exchange(stream, honest)
