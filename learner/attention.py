@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,12 @@ class Run:
 class PackedLayout:
     """How a packed row of T tokens is cut into stretches, and what each stretch attends to.
 
-    A stretch is a sequence, or a part of one that goes on from the end of another stretch, its prefix. A token attends
-    to the whole prefix of its stretch, and to its own stretch up to itself.
+    A stretch is a sequence, or a part of one that goes on from the end of another stretch, its prefix, which may have
+    one too. A token attends to all prefixes of its stretch, and to its own stretch up to itself.
 
     runs: of stretches, in order; Σ count · queries = T
-    key_index: int64 [Σ count · keys], of each stretch in turn the positions in the row of its keys: prefix, then own;
-        None where no stretch has a prefix: then they are the row itself
+    key_index: int64 [Σ count · keys], of each stretch in turn the positions in the row of its keys: prefixes, then
+        own; None where no stretch has a prefix: then they are the row itself
     query_starts, key_starts: int32 [stretches + 1], where each stretch's queries and keys begin, and the end
     """
 
@@ -51,15 +52,18 @@ class PackedLayout:
     def of(cls, lengths: Sequence[int], prefixes: Sequence[int | None] | None = None) -> PackedLayout:
         """The layout of stretches of these lengths, in this order; with equals side by side it has the fewest runs.
 
-        prefixes: of each stretch, the index of the stretch that it goes on from, which has no prefix itself
+        prefixes: of each stretch, the index of the one before it in this order that it goes on from
         """
-        before = [0 if prefix is None else lengths[prefix] for prefix in prefixes or [None] * len(lengths)]
-        keys = [length + prefix_length for length, prefix_length in zip(lengths, before, strict=True)]
         starts = _starts(lengths)
+        # Of each stretch, those that its keys are in.
+        shown: list[tuple[int, ...]] = []
+        for own, prefix in enumerate(prefixes or [None] * len(lengths)):
+            shown.append((own,) if prefix is None else (*shown[prefix], own))
+        keys = [sum(lengths[part] for part in parts) for parts in shown]
         key_index = None
-        if prefixes is not None and any(before):
-            shown = [part for own, prefix in enumerate(prefixes) for part in (prefix, own) if part is not None]
-            key_index = torch.from_numpy(ranges([starts[part] for part in shown], [lengths[part] for part in shown]))
+        if any(len(parts) > 1 for parts in shown):
+            every = [part for parts in shown for part in parts]
+            key_index = torch.from_numpy(ranges([starts[part] for part in every], [lengths[part] for part in every]))
         runs = [Run(len(list(run)), *sizes) for sizes, run in groupby(zip(lengths, keys, strict=True))]
         return cls(tuple(runs), key_index, _int32(starts), _int32(_starts(keys)))
 
@@ -99,7 +103,7 @@ def packed_attention(
         raise ValueError("packed attention is causal: no mask, no dropout, no sliding window")
     q, k, v = query[0], key[0], value[0]
     if packed_layout.key_index is not None:
-        k, v = (x.index_select(1, packed_layout.key_index) for x in (k, v))
+        k, v = (_Shown.apply(x, packed_layout.key_index) for x in (k, v))
     grouped = q.shape[0] != k.shape[0]
     # FlashAttention's kernels, which read where sequences begin from the GPU.
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0:
@@ -107,6 +111,28 @@ def packed_attention(
     else:
         attended = run_attention(q, k, v, packed_layout, scaling, grouped)
     return attended[None], None
+
+
+class _Shown(torch.autograd.Function):
+    """Keys or values [heads, T, d] at the positions of `key_index`: [heads, keys, d].
+
+    A token that many stretches attend to has as many gradients: they are added up in float32, where in 16 bits the
+    last ones would be lost.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, key_index: Tensor) -> Tensor:
+        ctx.save_for_backward(key_index)
+        ctx.tokens = x.shape[1]
+        return x.index_select(1, key_index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (key_index,) = ctx.saved_tensors
+        heads, _, size = gradient.shape
+        added = gradient.new_zeros(heads, ctx.tokens, size, dtype=torch.promote_types(gradient.dtype, torch.float32))
+        added.index_add_(1, key_index, gradient.to(added.dtype))
+        return added.to(gradient.dtype), None
 
 
 def run_attention(

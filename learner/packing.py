@@ -1,7 +1,8 @@
 """From rows to micro-batches: what rows have in common is computed once, nothing is padded, ranks get equal work.
 
-Equal rows are one sequence, and the responses to one prompt share its tokens: each goes on from the prompt's end as if
-it stood alone there. Of a response the last token is not computed, since nothing is predicted from it.
+Equal rows are one sequence, the responses to one prompt share its tokens, and prompts share what they begin with: each
+goes on from there as if it stood alone. Of a response the last token is not computed, since nothing is predicted from
+it.
 """
 
 from __future__ import annotations
@@ -11,17 +12,13 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from learner.attention import PackedLayout, ranges, to_device
 from learner.batch import TrainingBatch
 from learner.objective import mean_weights
-
-Ids = npt.NDArray[np.int64]
-# Parts that each rank's share consists of, at least, where prompts have enough responses to be split.
-_PARTS_PER_RANK = 8
+from learner.prompt_groups import Ids, PromptGroup, group_rows, pack
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,27 +69,6 @@ class StepPlan:
     forward_tokens: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Response:
-    """Distinct response ids, and the rows that have them. No rows: work without weight, to keep ranks in step."""
-
-    ids: Ids
-    rows: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PromptGroup:
-    """A prompt, and distinct responses to it."""
-
-    prompt: Ids
-    responses: tuple[Response, ...]
-
-    @property
-    def tokens(self) -> int:
-        """Tokens that are computed."""
-        return len(self.prompt) + sum(len(response.ids) - 1 for response in self.responses)
-
-
 def plan_step(
     batch: TrainingBatch, *, world_size: int, max_tokens: int, averaging: Literal["token", "sequence"]
 ) -> StepPlan:
@@ -101,82 +77,21 @@ def plan_step(
     Micro-batches hold at most `max_tokens` tokens, except that a longer sequence is its own micro-batch, never cut.
     """
     groups = group_rows(batch)
-    most = max_tokens
-    if world_size > 1:
-        most = min(most, -(-sum(group.tokens for group in groups) // (world_size * _PARTS_PER_RANK)))
-    parts = [part for group in groups for part in split(group, most)]
-    packs = [pack(part, max_tokens) for part in deal_out(parts, world_size)]
-    shortest = parts[-1]
-    filler = replace(shortest, responses=(replace(shortest.responses[-1], rows=()),))
-    most_packs = max(map(len, packs))
-    for own in packs:
-        own.extend([[filler]] * (most_packs - len(own)))
+    packs = pack(groups, parts=world_size, max_tokens=max_tokens)
+    shortest = min(groups, key=lambda group: len(group.prompt) + len(group.responses[-1].ids))
+    filler = PromptGroup(shortest.prompt, (replace(shortest.responses[-1], rows=()),))
+    packs.extend([[filler]] * (-len(packs) % world_size))
+    # Ranks wait for each other at every micro-batch, and which is larger in turn evens out.
+    packs.sort(key=lambda groups: -sum(group.tokens for group in groups))
+    turns = [packs[start : start + world_size] for start in range(0, len(packs), world_size)]
 
     weights = mean_weights(batch.response_lengths, batch.row_weights, averaging)
+    made = [[_micro_batch(groups, batch, weights) for groups in turn[:: (-1) ** n]] for n, turn in enumerate(turns)]
     return StepPlan(
-        ranks=[[_micro_batch(groups, batch, weights) for groups in own] for own in packs],
+        ranks=[list(own) for own in zip(*made, strict=True)],
         sequences=sum(len(group.responses) for group in groups),
-        forward_tokens=sum(group.tokens for own in packs for groups in own for group in groups),
+        forward_tokens=sum(group.tokens for own in packs for group in own),
     )
-
-
-def group_rows(batch: TrainingBatch) -> list[PromptGroup]:
-    """The distinct prompts with their distinct responses; those that take the most tokens first, and the longest."""
-    same: dict[bytes, dict[bytes, list[int]]] = {}
-    lengths = torch.stack([batch.prompt_lengths, batch.response_lengths], 1).flatten().numpy()
-    pieces = np.split(batch.token_ids.numpy(), np.cumsum(lengths)[:-1])
-    for row, (prompt, response) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
-        same.setdefault(prompt.tobytes(), {}).setdefault(response.tobytes(), []).append(row)
-    groups = [
-        PromptGroup(
-            pieces[2 * next(iter(responses.values()))[0]],
-            tuple(
-                sorted(
-                    (Response(pieces[2 * rows[0] + 1], tuple(rows)) for rows in responses.values()),
-                    key=lambda response: -len(response.ids),
-                )
-            ),
-        )
-        for responses in same.values()
-    ]
-    return sorted(groups, key=lambda group: (-group.tokens, -len(group.prompt)))
-
-
-def split(group: PromptGroup, most_tokens: int) -> list[PromptGroup]:
-    """The group in parts of at most `most_tokens` tokens, or of one response each; each part repeats the prompt."""
-    parts: list[list[Response]] = []
-    room = 0
-    for response in group.responses:
-        if not parts or len(response.ids) - 1 > room:
-            parts.append([])
-            room = most_tokens - len(group.prompt)
-        parts[-1].append(response)
-        room -= len(response.ids) - 1
-    return [replace(group, responses=tuple(part)) for part in parts]
-
-
-def deal_out(groups: Sequence[PromptGroup], parts: int) -> list[list[PromptGroup]]:
-    """Parts of nearly equal numbers of tokens: each group, largest first, to the part with the fewest so far."""
-    dealt: list[list[PromptGroup]] = [[] for _ in range(parts)]
-    tokens = [0] * parts
-    for group in sorted(groups, key=lambda group: -group.tokens):
-        part = tokens.index(min(tokens))
-        dealt[part].append(group)
-        tokens[part] += group.tokens
-    return dealt
-
-
-def pack(groups: Sequence[PromptGroup], max_tokens: int) -> list[list[PromptGroup]]:
-    """Neighbours together, up to max_tokens: what was sorted stays sorted."""
-    packs: list[list[PromptGroup]] = []
-    room = 0
-    for group in groups:
-        if group.tokens > room or not packs:
-            packs.append([])
-            room = max_tokens
-        packs[-1].append(group)
-        room -= group.tokens
-    return packs
 
 
 @dataclass(slots=True, eq=False)
@@ -188,43 +103,70 @@ class _Stretch:
     prefix: _Stretch | None = None
     start: int = 0
 
+    @property
+    def end(self) -> int:
+        """The position behind it."""
+        return self.position + len(self.ids)
+
+    def cut(self, position: int) -> _Stretch:
+        """Leave what comes from there on; what comes before is another stretch, its prefix."""
+        before = _Stretch(self.ids[: position - self.position], self.position, self.prefix)
+        self.ids, self.position, self.prefix = self.ids[position - self.position :], position, before
+        return before
+
+    def at(self, position: int) -> int:
+        """Where in the row the token is that its sequences have at a position up to its end."""
+        stretch = self
+        while position < stretch.position and stretch.prefix is not None:
+            stretch = stretch.prefix
+        return stretch.start + position - stretch.position
+
+
+def _stretches(groups: Sequence[PromptGroup]) -> tuple[list[_Stretch], list[_Stretch]]:
+    """All stretches, each behind its prefix; and of each response in turn the last one, which has all its tokens."""
+    path: list[_Stretch] = []  # of the prompt before
+    every: list[_Stretch] = []
+    answered: list[_Stretch] = []
+    for group in groups:
+        while path and path[-1].position >= group.shared:
+            path.pop()
+        if path and path[-1].end > group.shared:
+            path[-1] = path[-1].cut(group.shared)
+            every.append(path[-1])
+        rest = group.prompt[group.shared :]
+        if len(group.responses) == 1:  # its prompt and itself are one stretch
+            rest = np.concatenate([rest, group.responses[0].ids[:-1]])
+        if len(rest):
+            path.append(_Stretch(rest, group.shared, path[-1] if path else None))
+            every.append(path[-1])
+        if len(group.responses) == 1:
+            answered.append(path[-1])
+            continue
+        for response in group.responses:
+            answered.append(_Stretch(response.ids[:-1], len(group.prompt), path[-1]))
+            every.append(answered[-1])
+    # Any order would do that has a prefix first. With equal lengths side by side there are the fewest runs.
+    every = [stretch for stretch in every if len(stretch.ids)]
+    return sorted(every, key=lambda stretch: (stretch.position, -len(stretch.ids))), answered
+
 
 def _micro_batch(groups: Sequence[PromptGroup], batch: TrainingBatch, weights: Tensor) -> MicroBatch:
     """weights: of each response token of the batch, in the mean."""
-    prompts: list[_Stretch] = []
-    responses: list[Response] = []
-    # Of each response, the stretches that hold the prompt's end and what is computed of the response itself.
-    asked: list[_Stretch] = []
-    answered: list[_Stretch] = []
-    for group in groups:
-        alone = len(group.responses) == 1
-        # A single response and its prompt are one stretch.
-        first = _Stretch(np.concatenate([group.prompt, group.responses[0].ids[:-1]]) if alone else group.prompt)
-        prompts.append(first)
-        for response in group.responses:
-            responses.append(response)
-            asked.append(first)
-            answered.append(first if alone else _Stretch(response.ids[:-1], len(group.prompt), first))
-    # Any order would do. With equal lengths side by side there are the fewest runs.
-    prompts.sort(key=lambda stretch: -len(stretch.ids))
-    own = [stretch for stretch in answered if stretch.prefix is not None and len(stretch.ids)]
-    stretches = [*prompts, *sorted(own, key=lambda stretch: (-stretch.position, -len(stretch.ids)))]
+    stretches, answered = _stretches(groups)
     lengths = [len(stretch.ids) for stretch in stretches]
     number = {id(stretch): index for index, stretch in enumerate(stretches)}
     for stretch, start in zip(stretches, np.cumsum([0, *lengths]).tolist(), strict=False):
         stretch.start = start
 
+    responses = [response for group in groups for response in group.responses]
     sizes = np.array([len(response.ids) for response in responses])
     first_predictions = np.cumsum(sizes) - sizes
     prompt_lengths = [len(group.prompt) for group in groups for _ in group.responses]
-    # The token at position i is predicted at position i − 1, and the first of a response at its prompt's end.
-    begins = [
-        stretch.start + (length if stretch.prefix is None else 0)
-        for stretch, length in zip(answered, prompt_lengths, strict=True)
-    ]
+    # A token is predicted at the position before it, and the first of a response at its prompt's end.
+    begins = [stretch.at(length) for stretch, length in zip(answered, prompt_lengths, strict=True)]
     predicting = ranges(np.array(begins) - 1, sizes)
     predicting[first_predictions] = [
-        stretch.start + length - 1 for stretch, length in zip(asked, prompt_lengths, strict=True)
+        stretch.at(length - 1) for stretch, length in zip(answered, prompt_lengths, strict=True)
     ]
 
     rows = np.array([row for response in responses for row in response.rows], np.int64)

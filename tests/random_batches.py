@@ -17,10 +17,12 @@ def random_batch(
     seed: int = 0,
     lengths: Sequence[int] = (1, 2, 3, 5, 7),
     responses: Sequence[int] = (1,),
+    template: int = 0,
 ) -> TrainingBatch:
     """`rows` rows, of which each sequence occurs `copies` times with its own advantage and weights.
 
     responses: to each prompt, in turn; each drawn by itself
+    template: tokens that every prompt begins with
     """
     g = torch.Generator().manual_seed(seed)
 
@@ -30,9 +32,10 @@ def random_batch(
     def ids(count: int) -> torch.Tensor:
         return torch.randint(0, VOCABULARY, (count,), generator=g)
 
+    beginning = ids(template)
     distinct: list[tuple[torch.Tensor, torch.Tensor]] = []
     for count in cycle(responses):
-        prompt = ids(draw((3, 4, 6)))
+        prompt = torch.cat([beginning, ids(draw((3, 4, 6)))])
         distinct += [(prompt, ids(draw(lengths))) for _ in range(count)]
         if len(distinct) * copies >= rows:
             break

@@ -12,7 +12,7 @@ from launch.bench.training_batch import made_batch, shared_batch, with_own_promp
 from launch.bench.training_flops import model_flops, peak_flops
 from launch.bench.training_memory import step_memory
 from launch.cli import main
-from learner.packing import group_rows
+from learner.prompt_groups import group_rows
 from shared.config import LearnerConfig
 
 SIZES = {"prompt_tokens": 6, "response_tokens": 10, "spread": 0.6}

@@ -62,42 +62,53 @@ def test_packed_equals_each_sequence_alone(model_folder, lengths):
         assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * largest, name
 
 
-def test_a_shared_prefix_equals_each_sequence_alone(model_folder):
+# Three prompts, of which two go on from a template; after each, responses.
+PARTS = (7, 6, 4, 5, 5, 5, 2, 1, 3)
+PREFIXES = (None, None, 0, 0, 1, 2, 2, 3, 3)
+
+
+def test_shared_prefixes_equal_each_sequence_alone(model_folder):
     g = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(0, 50, (n,), generator=g) for n in (6, 4)]
-    responses = [[torch.randint(0, 50, (n,), generator=g) for n in lengths] for lengths in ((5, 5, 2), (1, 3))]
-    weights = [
-        [torch.randn(len(part), 32, generator=g) for part in (p, *rs)] for p, rs in zip(prompts, responses, strict=True)
-    ]
+    parts = [torch.randint(0, 50, (n,), generator=g) for n in PARTS]
+    weights = [torch.randn(n, 32, generator=g) for n in PARTS]
+    chains = []
+    for own, prefix in enumerate(PREFIXES):
+        chains.append([own] if prefix is None else [*chains[prefix], own])
 
     alone = load(model_folder, "sdpa")
     outputs, loss = [], torch.zeros(())
-    for prompt, own, (of_prompt, *of_own) in zip(prompts, responses, weights, strict=True):
-        for response, weight in zip(own, of_own, strict=True):
-            hidden = alone.model(input_ids=torch.cat([prompt, response])[None]).last_hidden_state[0]
-            outputs.append(hidden[len(prompt) :])
-            loss = loss + (outputs[-1] * weight).sum() + (hidden[: len(prompt)] * of_prompt).sum() / len(own)
+    for chain, weight in zip(chains, weights, strict=True):
+        hidden = alone.model(input_ids=torch.cat([parts[part] for part in chain])[None]).last_hidden_state[0]
+        outputs.append(hidden[-len(weight) :])
+        loss = loss + (outputs[-1] * weight).sum()
     loss.backward()
 
     packed = load(model_folder, PACKED_ATTENTION)
-    parts = [*prompts, *responses[0], *responses[1]]
-    prefixes = [None, None, 0, 0, 0, 1, 1]
-    positions = [
-        torch.arange(len(x)) + (0 if of is None else len(prompts[of])) for x, of in zip(parts, prefixes, strict=True)
-    ]
+    before = [sum(PARTS[part] for part in chain[:-1]) for chain in chains]
     hidden = packed.model(
         input_ids=torch.cat(parts)[None],
-        position_ids=torch.cat(positions)[None],
+        position_ids=torch.cat([start + torch.arange(n) for start, n in zip(before, PARTS, strict=True)])[None],
         use_cache=False,
-        packed_layout=PackedLayout.of([len(part) for part in parts], prefixes),
+        packed_layout=PackedLayout.of(PARTS, PREFIXES),
     ).last_hidden_state[0]
-    of_parts = [weights[0][0], weights[1][0], *weights[0][1:], *weights[1][1:]]
-    (hidden * torch.cat(of_parts)).sum().backward()
+    (hidden * torch.cat(weights)).sum().backward()
 
-    torch.testing.assert_close(hidden[10:], torch.cat(outputs), rtol=0, atol=1e-5)
+    torch.testing.assert_close(hidden, torch.cat(outputs), rtol=0, atol=1e-5)
     largest = max(p.grad.abs().max() for p in alone.model.parameters())
     for (name, ours), theirs in zip(packed.model.named_parameters(), alone.model.parameters(), strict=True):
         assert (ours.grad - theirs.grad).abs().max() <= 1e-5 * largest, name
+
+
+def test_gradients_of_a_prefix_that_many_go_on_from_are_not_lost_in_16_bits():
+    layout = PackedLayout.of([8, *[1] * 999], [None, *[0] * 999])
+    exact = random_heads(layout)
+    rounded = [x.detach().bfloat16().requires_grad_() for x in exact]
+    ones = torch.ones(1, int(layout.query_starts[-1]), 4, 16)
+    for heads in (exact, rounded):
+        attended = packed_attention(torch.nn.Module(), *heads, None, packed_layout=layout, scaling=0.3)[0]
+        (attended.float() * ones).sum().backward()
+    expected, found = exact[2].grad[:, :, :8], rounded[2].grad[:, :, :8].float()
+    torch.testing.assert_close(found, expected, rtol=0.01, atol=0)
 
 
 def varlen_by_definition(q, k, v, query_starts, key_starts, most_queries, most_keys, *, scale, window_size, enable_gqa):
@@ -130,6 +141,7 @@ def random_heads(layout, device="cpu", dtype=torch.float32):
 
 LAYOUTS = {
     "prefixes": ([4, 2, 3, 3, 3, 1], [None, None, 0, 0, 1, 1]),
+    "prefixes of prefixes": (PARTS, PREFIXES),
     "no prefix": ([4, 2, 2, 1], None),
 }
 

@@ -1,4 +1,5 @@
 import dataclasses
+from contextlib import contextmanager
 from itertools import accumulate
 
 import numpy as np
@@ -7,9 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import learner.prompt_groups
 from learner.attention import Run
 from learner.batch import TrainingBatch
-from learner.packing import deal_out, group_rows, pack, plan_step, split
+from learner.packing import plan_step
+from learner.prompt_groups import group_rows, pack
 from shared.config import MAX_STALENESS
 from shared.episodes import Episode, Role, Task, Verdict, VersionSpan
 
@@ -52,10 +55,20 @@ def contexts(micro_batch) -> list[list[int]]:
     return found
 
 
+@contextmanager
+def shared_block(tokens):
+    """Prompts share blocks of so many tokens: they are short here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner.prompt_groups, "SHARED_BLOCK", tokens)
+        yield
+
+
+@pytest.mark.parametrize("block", [1, 2, 16])
 @given(pairs=rows, world_size=st.integers(1, 3), max_tokens=st.integers(1, 40))
 @settings(deadline=None)
-def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_tokens):
-    plan = plan_step(batch_of(pairs), world_size=world_size, max_tokens=max_tokens, averaging="token")
+def test_every_row_is_trained_once_with_its_own_tokens(block, pairs, world_size, max_tokens):
+    with shared_block(block):
+        plan = plan_step(batch_of(pairs), world_size=world_size, max_tokens=max_tokens, averaging="token")
     assert len({len(own) for own in plan.ranks}) == 1
 
     tokens = [(row, index) for row, (_, response) in enumerate(pairs) for index in range(len(response))]
@@ -85,6 +98,16 @@ def test_every_row_is_trained_once_with_its_own_tokens(pairs, world_size, max_to
     assert computed == plan.forward_tokens
     weights = torch.cat([m.token_weights for own in plan.ranks for m in own])
     assert weights.sum().item() == pytest.approx(1, abs=1e-6)
+
+
+@given(pairs=rows)
+@settings(deadline=None)
+def test_nothing_that_rows_have_in_common_is_computed_twice(pairs):
+    with shared_block(1):
+        plan = plan_step(batch_of(pairs), world_size=1, max_tokens=999, averaging="token")
+    prompts = {tuple(prompt[:end]) for prompt, _ in pairs for end in range(1, len(prompt) + 1)}
+    responses = {(tuple(prompt), tuple(response)) for prompt, response in pairs}
+    assert plan.forward_tokens == len(prompts) + sum(len(response) - 1 for _, response in responses)
 
 
 def test_equal_rows_share_one_sequence_and_keep_their_terms():
@@ -122,20 +145,67 @@ def test_a_prompt_and_response_cut_elsewhere_is_another_sequence():
     assert len(group_rows(batch_of([([1, 2], [3]), ([1], [2, 3])]))) == 2
 
 
+def test_prompts_share_the_blocks_that_they_begin_with():
+    """A template of 5, of which two prompts share 4 tokens and one 2; the block's end cuts the others' last token."""
+    pairs = [
+        ([1, 2, 3, 4, 5, 6], [10, 11]),
+        ([1, 2, 3, 4, 5, 7], [12, 13]),
+        ([1, 2, 9], [14, 15]),
+        ([1, 2, 9], [16]),
+        ([8], [17]),
+    ]
+    with shared_block(2):
+        plan = plan_step(batch_of(pairs), world_size=1, max_tokens=99, averaging="token")
+    [[micro_batch]] = plan.ranks
+    assert micro_batch.token_ids.tolist() == [[1, 2, 8, 3, 4, 9, 14, 5, 6, 10, 5, 7, 12]]
+    assert micro_batch.position_ids.tolist() == [[0, 1, 0, 2, 3, 2, 3, 4, 5, 6, 4, 5, 6]]
+    assert micro_batch.layout.runs == (
+        Run(1, 2, 2),
+        Run(1, 1, 1),
+        Run(1, 2, 4),
+        Run(1, 1, 3),
+        Run(1, 1, 4),
+        Run(2, 3, 7),
+    )
+    assert micro_batch.targets.tolist() == [10, 11, 12, 13, 14, 15, 16, 17]
+    assert micro_batch.predicting.tolist() == [8, 9, 11, 12, 5, 6, 5, 2]
+
+
+def test_a_prompt_that_another_goes_on_from_is_shared_whole():
+    pairs = [([1, 2], [3]), ([1, 2, 4], [5, 6])]
+    with shared_block(2):
+        [[micro_batch]] = plan_step(batch_of(pairs), world_size=1, max_tokens=99, averaging="token").ranks
+    assert micro_batch.token_ids.tolist() == [[1, 2, 4, 5]]
+    assert micro_batch.predicting.tolist() == [1, 2, 3]
+
+
 def test_a_prompt_with_more_responses_than_fit_is_repeated():
-    [group] = group_rows(batch_of([([0] * 10, [n] * 4) for n in range(5)]))
-    parts = split(group, 17)
-    assert [part.tokens for part in parts] == [16, 16, 13]
-    assert [response.rows for part in parts for response in part.responses] == [(0,), (1,), (2,), (3,), (4,)]
-    assert [part.tokens for part in split(group, 5)] == [13] * 5
+    groups = group_rows(batch_of([([0] * 10, [n] * 4) for n in range(5)]))
+    packs = pack(groups, parts=1, max_tokens=17)
+    assert [[group.tokens for group in groups] for groups in packs] == [[16], [16], [13]]
+    assert [response.rows for [group] in packs for response in group.responses] == [(0,), (1,), (2,), (3,), (4,)]
+    assert [[group.tokens for group in groups] for groups in pack(groups, parts=1, max_tokens=5)] == [[13]] * 5
 
 
-def test_ranks_get_equal_work():
+def test_what_a_pack_begins_with_is_shared_with_none_before_it():
+    pairs = [([*range(16), n, *[5] * 9], [1]) for n in range(4)]
+    groups = group_rows(batch_of(pairs))
+    assert [group.shared for group in groups] == [0, 16, 16, 16]
+    packs = pack(groups, parts=1, max_tokens=40)
+    assert [[group.tokens for group in groups] for groups in packs] == [[26, 10], [26, 10]]
+    assert [group.shared for groups in packs for group in groups] == [0, 16, 0, 16]
+
+
+def test_packs_are_as_many_as_asked_for_and_nearly_equal():
     g = np.random.default_rng(0)
     pairs = [(g.integers(0, 9, 10), g.integers(0, 9, g.integers(1, 90))) for _ in range(200)]
-    parts = deal_out(group_rows(batch_of(pairs)), 4)
-    loads = [sum(group.tokens for group in part) for part in parts]
-    assert max(loads) - min(loads) <= 15
+    packs = pack(group_rows(batch_of(pairs)), parts=8, max_tokens=1000)
+    tokens = [sum(group.tokens for group in groups) for groups in packs]
+    assert len(packs) == 16
+    assert max(tokens) - min(tokens) <= 100
+    plan = plan_step(batch_of(pairs), world_size=4, max_tokens=1000, averaging="token")
+    loads = [sum(m.token_ids.shape[1] for m in own) for own in plan.ranks]
+    assert max(loads) - min(loads) <= 0.05 * sum(tokens) / 4
 
 
 def test_ranks_get_equal_work_of_a_single_prompt():
@@ -156,7 +226,7 @@ def test_a_rank_without_work_runs_one_without_weight():
 
 def test_packs_hold_at_most_max_tokens_and_never_cut():
     groups = group_rows(batch_of([([n] * 10, [1] * (n + 1)) for n in (30, 10, 9, 1)]))
-    assert [[group.tokens for group in p] for p in pack(groups, 31)] == [[40], [20], [19, 11]]
+    assert [[group.tokens for group in p] for p in pack(groups, parts=1, max_tokens=31)] == [[40], [20], [19, 11]]
 
 
 def test_mini_batches_spread_every_prompt_and_lose_no_row():

@@ -8,7 +8,7 @@ import torch
 from plain_policy import SEQUENCE_MASK, PlainPyTorch, assert_same_update
 from rank_processes import Case, metrics_in, named, records_of, run_ranks
 
-from learner.packing import group_rows
+from learner.prompt_groups import group_rows
 
 RANKS = (1, 2, 4)
 # From 1 to 9 responses to a prompt, each twice in the batch, of 1 to 7 tokens.

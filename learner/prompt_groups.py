@@ -1,0 +1,140 @@
+"""What the rows of a batch have in common, and how they are cut into parts of nearly equal work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from learner.batch import TrainingBatch
+
+Ids = npt.NDArray[np.int64]
+# Different prompts share whole blocks of this many tokens at their beginning: less would not be worth a cut.
+SHARED_BLOCK = 16
+# Parts are equal enough once the largest could be smaller by no more than this share of it.
+_EVENNESS = 1 / 64
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Response:
+    """Distinct response ids, and the rows that have them. No rows: work without weight, to keep ranks in step."""
+
+    ids: Ids
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptGroup:
+    """A prompt, and distinct responses to it, among others in an order.
+
+    shared: tokens at the prompt's beginning that the group before has too, and that are computed there
+    """
+
+    prompt: Ids
+    responses: tuple[Response, ...]
+    shared: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed here."""
+        return len(self.prompt) - self.shared + sum(len(response.ids) - 1 for response in self.responses)
+
+
+def group_rows(batch: TrainingBatch) -> list[PromptGroup]:
+    """The distinct prompts with their distinct responses, longest first.
+
+    Prompts that begin alike are neighbours. Those that take most tokens come first, with all that begin like them.
+    """
+    same: dict[bytes, dict[bytes, list[int]]] = {}
+    lengths = torch.stack([batch.prompt_lengths, batch.response_lengths], 1).flatten().numpy()
+    ends = np.cumsum(lengths).tolist()
+    ids = batch.token_ids.numpy()
+    # Of ids with their highest byte first, bytes are ordered as the ids are.
+    written = memoryview(ids.astype(">i8").tobytes())
+    pieces = [bytes(written[8 * start : 8 * end]) for start, end in zip([0, *ends], ends, strict=False)]
+    for row, (asked, answered) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
+        same.setdefault(asked, {}).setdefault(answered, []).append(row)
+
+    def piece(number: int) -> Ids:
+        found: Ids = ids[ends[number] - lengths[number] : ends[number]]
+        return found
+
+    trees: list[list[PromptGroup]] = []
+    for _, distinct in sorted(same.items()):
+        responses = [Response(piece(2 * rows[0] + 1), tuple(rows)) for rows in distinct.values()]
+        responses.sort(key=lambda response: -len(response.ids))
+        prompt = piece(2 * responses[0].rows[0])
+        shared = _common(trees[-1][-1].prompt, prompt) // SHARED_BLOCK * SHARED_BLOCK if trees else 0
+        if not shared:
+            trees.append([])
+        trees[-1].append(PromptGroup(prompt, tuple(responses), shared))
+    # Neighbours of similar size are computed in fewer, larger calls.
+    trees.sort(key=lambda tree: max((group.tokens + group.shared, len(group.prompt)) for group in tree), reverse=True)
+    return [group for tree in trees for group in tree]
+
+
+def pack(groups: Sequence[PromptGroup], *, parts: int, max_tokens: int) -> list[list[PromptGroup]]:
+    """Neighbours together, in packs of at most `max_tokens` tokens, or of one sequence; as equal as they come.
+
+    parts: the number of packs is a multiple of it, or smaller where there are not so many sequences. A prompt whose
+    responses are in several packs is repeated in each, and so is what it shares with the one before.
+    """
+    costs = [cost for group in groups for cost in _costs(group)]
+    starts = _fill(costs, max_tokens)
+    count = -(-len(starts) // parts) * parts
+    if count > 1:
+        least, most = sum(more for more, _ in costs) // count, max_tokens
+        while most - least > max(1, _EVENNESS * most):
+            middle = (least + most) // 2
+            tried = _fill(costs, middle)
+            if len(tried) <= count:
+                starts, most = tried, middle
+            else:
+                least = middle
+    sequences = [(group, response) for group in groups for response in group.responses]
+    return [_joined(sequences[start:end]) for start, end in pairwise([*starts, len(sequences)])]
+
+
+def _costs(group: PromptGroup) -> Iterator[tuple[int, int]]:
+    """Of each response in turn, the tokens it takes behind the one before it, and as the first of a pack."""
+    new = len(group.prompt) - group.shared
+    for response in group.responses:
+        own = len(response.ids) - 1
+        yield new + own, len(group.prompt) + own
+        new = 0
+
+
+def _fill(costs: Sequence[tuple[int, int]], capacity: int) -> list[int]:
+    """Where packs start, each as full as it can be."""
+    starts: list[int] = []
+    room = -1
+    for index, (behind, first) in enumerate(costs):
+        room -= behind
+        if room < 0:
+            starts.append(index)
+            room = capacity - first
+    return starts
+
+
+def _joined(sequences: Iterable[tuple[PromptGroup, Response]]) -> list[PromptGroup]:
+    """The groups of a pack again, of which the first shares nothing."""
+    joined: list[tuple[PromptGroup, list[Response]]] = []
+    for group, response in sequences:
+        if not joined or joined[-1][0] is not group:
+            joined.append((group, []))
+        joined[-1][1].append(response)
+    return [
+        replace(group, responses=tuple(responses), shared=group.shared if index else 0)
+        for index, (group, responses) in enumerate(joined)
+    ]
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """How many tokens both begin with."""
+    least = min(len(one), len(other))
+    different = np.flatnonzero(one[:least] != other[:least])
+    return int(different[0]) if len(different) else least
