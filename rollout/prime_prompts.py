@@ -71,7 +71,10 @@ class ShortPrompts:
 
 
 class InstructPrompts:
-    """Self-contained instructions: the role, the problem, the rules, the format."""
+    """Self-contained instructions: the role, the rules, the format, and last what differs between prompts.
+
+    So prompts of one role and task begin alike, and both engine and learner compute their beginning once.
+    """
 
     def __init__(self, *, full: bool, pairs: int, swaps_count: bool) -> None:
         self._full, self._pairs, self._swaps_count = full, pairs, swaps_count
@@ -79,10 +82,8 @@ class InstructPrompts:
     def proposer(self, task: Task, bounds: Bounds, references: Sequence[str], example: str) -> str:
         names = _names(task, full=self._full, pairs=self._pairs)
         rules = self._rules(task, bounds)
-        if references:
-            rules.append(f"It is new: different from each of these, written as {names}: {'; '.join(references)}.")
-        else:
-            rules.append("It is new: different from the example at the end.")
+        known = "each of the known problems below" if references else "the example at the end"
+        rules.append(f"It is new: different from {known}.")
         if not self._swaps_count:
             rules.append("Exchanging x and y does not make a problem new.")
         rules.append("It is neither trivial nor impossible: a good solver finds the answer sometimes, but not always.")
@@ -92,27 +93,36 @@ class InstructPrompts:
             "Set one problem that keeps these rules:\n"
             + "".join(f"- {rule}\n" for rule in rules)
             + "\n"
-            + _format("problem", f"the integers {names}, separated by commas", (references or [example])[0])
+            + _instructions("problem", f"the integers {names}, separated by commas")
+            + (f"\n\nKnown problems, written as {names}: {'; '.join(references)}." if references else "")
+            + "\n\n"
+            + _format((references or [example])[0])
         )
 
     def solver(self, task: Task, equations: Equations, bounds: Bounds) -> str:
         if task is Task.INDUCTION:
-            problem = (
-                "Find a prime number p from {} to {}, larger than every number shown here, with ".format(*bounds)
-                + f"{_products(equations)} (mod p). That is, dividing {'the' if self._pairs == 1 else 'each'} product "
-                "by p leaves the remainder 1."
+            one = self._pairs == 1
+            rule = (
+                f"You are given {self._shown(task)}. Find a prime number p "
+                + "from {} to {}, larger than every number shown, ".format(*bounds)
+                + f"with x * y = 1 (mod p){'' if one else ' for every pair'}. "
+                f"That is, dividing {'x * y' if one else 'each product x * y'} by p leaves the remainder 1."
             )
-            answer = "the integer p"
+            found, problem = "the integer p", f"Find p with {_products(equations)} (mod p)."
         else:
-            hidden = "y" if task is Task.DEDUCTION else "x"
+            hidden, given = ("y", "x") if task is Task.DEDUCTION else ("x", "y")
             number, p = equations.shown(task)
             product = f"{number} * y" if task is Task.DEDUCTION else f"x * {number}"
-            problem = (
-                f"The number {p} is prime. Find the integer {hidden} with 1 <= {hidden} < {p} and {product} = 1 "
-                f"(mod {p}). That is, dividing {product} by {p} leaves the remainder 1."
+            rule = (
+                f"You are given {self._shown(task)}. Find the integer {hidden} with "
+                f"1 <= {hidden} < p and x * y = 1 (mod p). That is, dividing x * y by p leaves the remainder 1."
             )
-            answer = f"the integer {hidden}"
-        return f"You solve problems about inverses modulo a prime.\n\n{problem}\n\n" + _format("answer", answer, "7")
+            found = f"the integer {hidden}"
+            problem = f"p is {p} and {given} is {number}. Find {hidden} with {product} = 1 (mod {p})."
+        return (
+            f"You solve problems about inverses modulo a prime. {rule}\n\n{_instructions('answer', found)} "
+            f"{_format('7')}\n\nThe problem: {problem}"
+        )
 
     def _shown(self, task: Task) -> str:
         if task is not Task.INDUCTION:
@@ -148,9 +158,12 @@ def _products(equations: Equations) -> str:
     return ", ".join(f"{x} * {y} = 1" for x, y in equations.pairs)
 
 
-def _format(what: str, content: str, example: str) -> str:
+def _instructions(what: str, content: str) -> str:
     return (
         f"Think step by step inside <think>...</think>, then give the {what} inside <answer>...</answer>, containing "
-        f"only {content}. Write nothing after it. The format is:\n"
-        f"<think>your reasoning</think>\n{answer_block(example)}"
+        f"only {content}. Write nothing after it."
     )
+
+
+def _format(example: str) -> str:
+    return f"The format is:\n<think>your reasoning</think>\n{answer_block(example)}"

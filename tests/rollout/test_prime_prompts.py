@@ -41,14 +41,15 @@ def test_a_solver_prompts_own_example_parses_as_one_number_and_shows_the_numbers
     env = make_prime(2, 31, prompts=prompts, induction_pairs=pairs, text_after_answer="unparsable")
     for each in env.evaluation_problems(task, 100, seed=0):
         prompt = env.solver_prompt(each)
-        assert env.grade(each, prompt) in (Verdict.CORRECT, Verdict.WRONG)
-        assert prompt.endswith("<answer>7</answer>")
+        format, example, problem = prompt.rpartition("<answer>7</answer>")
+        assert env.grade(each, format + example) in (Verdict.CORRECT, Verdict.WRONG)
+        assert (problem == "") is (prompts == "short")
         assert all(str(number) in prompt for number in numbers_of(each))
 
 
 @pytest.mark.parametrize(("proposal", "pairs"), list(product(("partial", "full"), (1, 2))))
 @pytest.mark.parametrize("references", [0, 6])
-def test_instruct_prompts_end_with_the_format_even_where_nothing_may_follow(proposal, pairs, references):
+def test_what_proposers_are_told_ends_with_the_format_even_where_nothing_may_follow(proposal, pairs, references):
     env = make_prime(
         5, 617, prompts="instruct", proposal=proposal, induction_pairs=pairs, text_after_answer="unparsable"
     )
@@ -108,12 +109,30 @@ def test_instruct_prompts_state_the_rules(proposal):
     env = make_prime(5, 617, prompts="instruct", proposal=proposal)
     for task in Task:
         prompt = env.proposer_prompt(task, env.seed_problems(task, 6, random.Random(0), batch=0), batch=0)
-        for rule in ("from 5 to 617", "< p", "different from each of these", "neither trivial nor impossible"):
+        for rule in (
+            "from 5 to 617",
+            "< p",
+            "different from each of the known problems below",
+            "neither trivial nor impossible",
+        ):
             assert rule in prompt
         assert ("1 <= x, y < p and x * y = 1 (mod p)" in prompt) is (proposal == "full" or task is Task.INDUCTION)
         solver = env.solver_prompt(everything(env, task)[-1])
         assert all("<think>" in text and "Think step by step" in text for text in (prompt, solver))
     assert "from 5 to 617, larger than every number shown" in solver
+
+
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_instruct_prompts_differ_at_their_end_alone(pairs):
+    env = make_prime(5, 617, prompts="instruct", induction_pairs=pairs)
+    for task in Task:
+        first, second = env.evaluation_problems(task, 2, seed=0)
+        known = env.seed_problems(task, 6, random.Random(0), batch=0)
+        solvers = [env.solver_prompt(problem) for problem in (first, second)]
+        proposers = [env.proposer_prompt(task, references, batch=0) for references in (known[:3], known[3:])]
+        for one, other in (solvers, proposers):
+            alike = next(index for index, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+            assert alike > 0.75 * len(one)
 
 
 def test_only_where_swapped_problems_are_copies_the_proposer_is_told_so():
