@@ -48,6 +48,7 @@ class LearnerSettings:
     shared_prompts: int = setting(32, "of the batch whose prompts are shared")
     shared_attempts: int = setting(8, "responses to each prompt there")
     shared_prompt_tokens: int = setting(140, "median of a prompt there")
+    own_prompt_tokens: int = setting(24, "of each prompt there, where they begin alike besides")
     memory_model: str = setting("qwen2.5-0.5b", "a shape, whose memory is measured in bfloat16")
     memory_rows: int = setting(6, "of a batch there")
     memory_vocabulary: int = setting(1024, "tokens of the one vocabulary")
@@ -226,7 +227,7 @@ def _merging(settings: LearnerSettings, arms: _Arms, say: Say) -> list[Result]:
 
 def _sharing(settings: LearnerSettings, arms: _Arms, say: Say) -> list[Result]:
     from launch.bench.training_arms import plan_of
-    from launch.bench.training_batch import shared_batch, with_own_prompts
+    from launch.bench.training_batch import shared_batch, with_common_beginnings, with_own_prompts
 
     shared = shared_batch(
         prompts=settings.shared_prompts,
@@ -236,12 +237,22 @@ def _sharing(settings: LearnerSettings, arms: _Arms, say: Say) -> list[Result]:
         spread=settings.spread,
         vocabulary=arms.model.vocabulary,
     )
-    alone = with_own_prompts(shared)
+    batches = {
+        "shared": shared,
+        "alone": with_own_prompts(shared),
+        "alike": with_common_beginnings(shared, settings.own_prompt_tokens),
+    }
     say(f"sharing: {settings.shared_attempts} responses to each of {settings.shared_prompts} prompts")
-    took = in_turn({"shared": partial(arms.train, shared), "alone": partial(arms.train, alone)}, settings.rounds)
-    computed, all_alone = (plan_of(batch, arms.config).forward_tokens for batch in (shared, alone))
+    took = in_turn({name: partial(arms.train, batch) for name, batch in batches.items()}, settings.rounds)
+    computed = {name: plan_of(batch, arms.config).forward_tokens for name, batch in batches.items()}
+
+    def compared(name: str, arm: str, reference: str) -> Result:
+        fewer = computed[reference] / computed[arm]
+        return Result(name, median_ratio(took[reference], took[arm]), "", fewer, "tokens computed")
+
     return [
-        Result("sharing", median_ratio(took["alone"], took["shared"]), "", all_alone / computed, "tokens computed"),
+        compared("sharing", "shared", "alone"),
+        compared("beginnings", "alike", "shared"),
         Result("shared_step", statistics.median(took["shared"]), "s", statistics.median(took["alone"]), "no sharing"),
     ]
 

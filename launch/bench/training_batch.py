@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
 
@@ -58,23 +59,36 @@ def shared_batch(
         spread=spread,
         vocabulary=vocabulary,
     )
-    rows = batch.rows()
-    shared = [(rows[row - row % attempts][0], response) for row, (_, response) in enumerate(rows)]
-    return replace(
-        batch,
-        prompt_lengths=torch.tensor([len(prompt) for prompt, _ in shared]),
-        token_ids=torch.cat([part for pair in shared for part in pair]),
-    )
+    asked = [prompt for prompt, _ in batch.rows()]
+    return _with_prompts(batch, [asked[row - row % attempts] for row in range(len(asked))])
 
 
 def with_own_prompts(batch: TrainingBatch) -> TrainingBatch:
-    """The same rows, but that each prompt differs from all others in its last two tokens."""
-    token_ids = batch.token_ids.clone()
-    ends = torch.cumsum(batch.prompt_lengths + batch.response_lengths, 0) - batch.response_lengths
-    for row, end in enumerate(ends.tolist()):
-        begin = end - min(2, int(batch.prompt_lengths[row]))
-        token_ids[begin:end] = torch.tensor([row // _DIGITS, row % _DIGITS])[begin - end :]
-    return replace(batch, token_ids=token_ids)
+    """The same rows, but that each prompt differs from all others in its first two tokens."""
+    prompts = []
+    for row, (prompt, _) in enumerate(batch.rows()):
+        number = torch.tensor([row // _DIGITS, row % _DIGITS])
+        prompts.append(torch.cat([number, prompt[2:]])[: len(prompt)])
+    return _with_prompts(batch, prompts)
+
+
+def with_common_beginnings(batch: TrainingBatch, own_tokens: int) -> TrainingBatch:
+    """The same rows, but that all prompts begin alike, up to their last `own_tokens` tokens."""
+    prompts = [prompt for prompt, _ in batch.rows()]
+    longest = max(prompts, key=len)
+    ends = [prompt[-own_tokens:] for prompt in prompts]
+    beginnings = [longest[: len(prompt) - len(end)] for prompt, end in zip(prompts, ends, strict=True)]
+    return _with_prompts(batch, [torch.cat(parts) for parts in zip(beginnings, ends, strict=True)])
+
+
+def _with_prompts(batch: TrainingBatch, prompts: Sequence[Tensor]) -> TrainingBatch:
+    responses = [response for _, response in batch.rows()]
+    pieces = [part for pair in zip(prompts, responses, strict=True) for part in pair]
+    return replace(
+        batch,
+        prompt_lengths=torch.tensor([len(prompt) for prompt in prompts]),
+        token_ids=torch.cat(pieces),
+    )
 
 
 def _lengths(count: int, median: int, spread: float) -> list[int]:

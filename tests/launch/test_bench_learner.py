@@ -8,7 +8,7 @@ import torch
 
 from launch.bench.models import bench_model
 from launch.bench.training_arms import BareLoop, PaddedLoop, make_policy, plan_of
-from launch.bench.training_batch import made_batch, shared_batch, with_own_prompts
+from launch.bench.training_batch import made_batch, shared_batch, with_common_beginnings, with_own_prompts
 from launch.bench.training_flops import model_flops, peak_flops
 from launch.bench.training_memory import step_memory
 from launch.cli import main
@@ -29,7 +29,16 @@ def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys
     results = {result["name"]: result for result in report["results"]}
     assert len(results) == len(report["results"])
     values = {name: result["value"] for name, result in results.items()}
-    named = {"vs_bare", "vs_padded", "padding_share", "merging", "sharing", "peak_memory_vocab", "tokens_per_s"}
+    named = {
+        "vs_bare",
+        "vs_padded",
+        "padding_share",
+        "merging",
+        "sharing",
+        "beginnings",
+        "peak_memory_vocab",
+        "tokens_per_s",
+    }
     assert values.keys() >= named
     assert ("mfu" in values) == (peak_flops("float32") is not None)
 
@@ -41,6 +50,7 @@ def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys
     assert values["padding_share"] == 0 < results["padding_share"]["reference"] < 1
     assert results["merging"]["reference"] == 3
     assert results["sharing"]["reference"] > 4, "eight share a prompt of 140 tokens"
+    assert results["beginnings"]["reference"] > 1.2, "all but 24 of these tokens are those of other prompts too"
     assert min(values[name] for name in ("vs_bare", "vs_padded", "merging", "merged_step")) > 0
 
     assert results["memory_own"]["value"] * 2**20 == 4096 * 64 * (2 + 16)
@@ -87,6 +97,12 @@ def test_shared_prompts_can_be_told_apart_without_other_lengths() -> None:
     assert len(group_rows(own)) == 72
     assert own.prompt_lengths.equal(shared.prompt_lengths)
     for (_, ours), (_, theirs) in zip(own.rows(), shared.rows(), strict=True):
+        assert ours.equal(theirs)
+    alike = with_common_beginnings(shared, 2)
+    assert [len(group.responses) for group in group_rows(alike)] == [8] * 9
+    longest = max((prompt for prompt, _ in shared.rows()), key=len)
+    for (prompt, ours), (before, theirs) in zip(alike.rows(), shared.rows(), strict=True):
+        assert prompt.equal(torch.cat([longest[: len(before) - 2], before[-2:]]))
         assert ours.equal(theirs)
 
 
