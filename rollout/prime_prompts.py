@@ -101,27 +101,22 @@ class InstructPrompts:
 
     def solver(self, task: Task, equations: Equations, bounds: Bounds) -> str:
         if task is Task.INDUCTION:
-            one = self._pairs == 1
-            rule = (
-                f"You are given {self._shown(task)}. Find a prime number p "
-                + "from {} to {}, larger than every number shown, ".format(*bounds)
-                + f"with x * y = 1 (mod p){'' if one else ' for every pair'}. "
-                f"That is, dividing {'x * y' if one else 'each product x * y'} by p leaves the remainder 1."
+            one, found, problem = self._pairs == 1, "p", f"{_products(equations)} (mod p)"
+            sought = (
+                "a prime number p from {} to {}, larger than every number shown, ".format(*bounds)
+                + f"with x * y = 1 (mod p){'' if one else ' for every pair'}"
             )
-            found, problem = "the integer p", f"Find p with {_products(equations)} (mod p)."
+            product = "x * y" if one else "each x * y"
         else:
-            hidden, given = ("y", "x") if task is Task.DEDUCTION else ("x", "y")
+            found, product = "y" if task is Task.DEDUCTION else "x", "x * y"
+            sought = f"the integer {found} with 1 <= {found} < p and x * y = 1 (mod p)"
             number, p = equations.shown(task)
-            product = f"{number} * y" if task is Task.DEDUCTION else f"x * {number}"
-            rule = (
-                f"You are given {self._shown(task)}. Find the integer {hidden} with "
-                f"1 <= {hidden} < p and x * y = 1 (mod p). That is, dividing x * y by p leaves the remainder 1."
-            )
-            found = f"the integer {hidden}"
-            problem = f"p is {p} and {given} is {number}. Find {hidden} with {product} = 1 (mod {p})."
+            problem = f"{number} * y = 1 (mod {p})" if task is Task.DEDUCTION else f"x * {number} = 1 (mod {p})"
         return (
-            f"You solve problems about inverses modulo a prime. {rule}\n\n{_instructions('answer', found)} "
-            f"{_format('7')}\n\nThe problem: {problem}"
+            f"You solve problems about inverses modulo a prime: given {self._shown(task)}, find {sought}. "
+            f"That is, dividing {product} by p leaves the remainder 1.\n\n"
+            f"{_instructions('answer', f'the integer {found}')} {_format('7')}\n\n"
+            f"Find {found} with {problem}."
         )
 
     def _shown(self, task: Task) -> str:
