@@ -39,6 +39,8 @@ _PROMPT_TOKENS = 512
 _BESIDE_PLAIN = ("together",)
 _BESIDE_HALVES = (*("together",) * 3, *("rollout",) * 3, "learner")
 _ARMS = ("generate", "overlap")
+# On two cores an update of the small one takes about as long as its rollout; of the tiny one, half as long.
+_MODELS = {"generate": "tiny", "overlap": "small"}
 Say = Callable[[str], None]
 
 
@@ -48,7 +50,7 @@ class E2ESettings:
 
     environment: ClassVar[EnvironmentConfig] = _ENVIRONMENT
 
-    model: str = setting("tiny", "a model folder, or a shape")
+    model: str = setting("", "a model folder, or a shape; empty: tiny beside the plain loop, small beside its halves")
     vocabulary: int = setting(2048, "tokens that a shape has")
     dtype: str = setting("float32", "of engine, learner and the plain loop; or bfloat16")
     prompts: int = setting(0, "of a step, rounded up to a multiple of the tasks; 0: 64, or 16 from 300M parameters on")
@@ -136,26 +138,31 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
     Raises ConfigError for impossible settings, PrimezeroError where a process dies.
     """
     _check(settings)
-    say(f"making the model {settings.model}")
-    with bench_model(
-        settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype, environment=settings.environment
-    ) as model:
-        count = parameters(model.folder)
-        work = _work(settings, count)
-        works = {"generate": work, "overlap": _overlap_work(work)}
-        measured = {arm: measure(settings, arm, model, works[arm], say) for arm in settings.arms}
+    results: list[Result] = []
+    names, counts = dict[str, str](), dict[str, int]()
     shown = {k: v for k, v in asdict(settings).items() if k not in ("model", "vocabulary", "dtype", "timeout_s")}
+    shown["arms"] = ",".join(settings.arms)
+    for arm in settings.arms:
+        names[arm] = settings.model or _MODELS[arm]
+        say(f"{arm}: making the model {names[arm]}")
+        with bench_model(
+            names[arm], vocabulary=settings.vocabulary, dtype=settings.dtype, environment=settings.environment
+        ) as model:
+            counts[f"{arm}.parameters"] = parameters(model.folder)
+            work = _work(settings, arm, counts[f"{arm}.parameters"])
+            results.extend(_RESULTS[arm](measure(settings, arm, model, work, say)))
+        shown[f"{arm}.work"] = str(work)
     return Report(
         benchmark="e2e",
         machine=machine(),
         model={
-            "name": model.name,
-            "parameters": count,
+            "name": ", ".join(dict.fromkeys(names.values())),
+            **counts,
             "vocabulary": model.vocabulary,
             "dtype": settings.dtype,
         },
-        settings=shown | asdict(work) | {"arms": ",".join(settings.arms), "overlap": str(works["overlap"])},
-        results=tuple(result for arm in settings.arms for result in _RESULTS[arm](measured[arm])),
+        settings=shown,
+        results=tuple(results),
     )
 
 
@@ -179,14 +186,15 @@ def _check(settings: E2ESettings) -> None:
         raise ConfigError("rollout and learner are measured on cores of their own: --arms overlap needs two")
 
 
-def _work(settings: E2ESettings, parameter_count: int) -> Work:
+def _work(settings: E2ESettings, arm: str, parameter_count: int) -> Work:
     prompts, completions, response_tokens = LARGE_WORK if parameter_count >= LARGE_PARAMETERS else SMALL_WORK
     tasks = len(make_environment(_ENVIRONMENT).tasks)
-    return Work(
+    work = Work(
         prompts=-(-(settings.prompts or prompts) // tasks) * tasks,
         completions=settings.completions or completions,
         response_tokens=settings.response_tokens or response_tokens,
     )
+    return _overlap_work(work) if arm == "overlap" else work
 
 
 def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say: Say) -> Measured:

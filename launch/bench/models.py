@@ -31,6 +31,7 @@ class Shape:
 
 SHAPES = {
     "tiny": Shape(hidden=64, intermediate=256, layers=2, heads=2, kv_heads=1),
+    "small": Shape(hidden=128, intermediate=512, layers=4, heads=4, kv_heads=2),
     "qwen2.5-0.5b": Shape(hidden=896, intermediate=4864, layers=24, heads=14, kv_heads=2),
     "qwen2.5-1.5b": Shape(hidden=1536, intermediate=8960, layers=28, heads=12, kv_heads=2),
     "qwen2.5-3b": Shape(hidden=2048, intermediate=11008, layers=36, heads=16, kv_heads=2),
