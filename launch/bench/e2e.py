@@ -36,7 +36,8 @@ SMALL_WORK, LARGE_WORK = (64, 4, 64), (16, 2, 32)
 _ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=617, evaluation_problems_per_task=1)
 _PROMPT_TOKENS = 512
 # What the learner does with one batch after the other in a round. A step counts if the one before was of its kind.
-_BESIDE_PLAIN = ("together",)
+# Two batches are sampled at once, and close in pairs.
+_BESIDE_PLAIN = ("together",) * 2
 _BESIDE_HALVES = (*("together",) * 3, *("rollout",) * 3, "learner")
 _ARMS = ("generate", "overlap")
 # On two cores an update of the small one takes about as long as its rollout; of the tiny one, half as long.
