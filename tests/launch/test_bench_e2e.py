@@ -110,7 +110,7 @@ def test_the_plain_loop_samples_whole_completions_and_learns(tmp_path):
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("arm", "measured", "counted"),
-    [("generate", {"sampling", "update"}, [2]), ("overlap", {"rollout", "learner"}, [9, 10])],
+    [("generate", {"sampling", "update"}, [3, 4]), ("overlap", {"rollout", "learner"}, [9, 10])],
 )
 def test_a_small_run_measures_what_it_compares(arm, measured, counted):
     settings = E2ESettings(rounds=1)

@@ -1,6 +1,5 @@
 """However many ranks there are, an update is that of one rank, and all have the same to do."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -79,9 +78,11 @@ def test_every_rank_has_as_many_micro_batches_and_nearly_as_many_tokens(trained,
         assert len(set(map(len, tokens))) == 1
         assert max(int(own.max()) for own in tokens) <= case.max_tokens
         loads = [int(own.sum()) for own in tokens]
-        assert max(loads) <= 1.1 * min(loads)
+        assert max(loads) <= 1.07 * sum(loads) / count  # all wait for the one with the most
         computed.append(sum(loads))
-    # Alone, each prompt and each distinct response goes through the model once; more ranks repeat some prompts.
+    # In one piece each prompt and each distinct response goes through the model once; a cut repeats what it goes through.
     assert len({bytes(group.prompt) for group in groups}) < sum(len(group.responses) for group in groups)
-    assert all(fewer <= more for fewer, more in pairwise(computed))
-    assert computed[-1] < rows_alone / 2
+    in_one_piece = sum(group.tokens for group in groups)
+    assert all(tokens >= in_one_piece for tokens in computed)
+    assert (computed[0] == in_one_piece) is (in_one_piece <= case.max_tokens)
+    assert max(computed) < rows_alone / 2
