@@ -80,7 +80,7 @@ def test_every_rank_has_as_many_micro_batches_and_nearly_as_many_tokens(trained,
         loads = [int(own.sum()) for own in tokens]
         assert max(loads) <= 1.07 * sum(loads) / count  # all wait for the one with the most
         computed.append(sum(loads))
-    # In one piece each prompt and each distinct response goes through the model once; a cut repeats what it goes through.
+    # In one piece, each prompt and each distinct response is computed once; a cut repeats what it goes through.
     assert len({bytes(group.prompt) for group in groups}) < sum(len(group.responses) for group in groups)
     in_one_piece = sum(group.tokens for group in groups)
     assert all(tokens >= in_one_piece for tokens in computed)
