@@ -8,8 +8,10 @@ import psutil
 
 from launch.plan.advice import advise
 from launch.plan.devices import GIB, Device
+from launch.plan.learner_memory import learner_states
+from launch.plan.memory_plan import ITEM_BYTES
 from launch.plan.run_plan import RunPlan, plan_run
-from launch.plan.sizes import folder_sizes
+from launch.plan.sizes import ModelSizes, folder_sizes
 from launch.plan.table import advice_text
 from shared.config import Config
 from shared.errors import PlanError
@@ -22,6 +24,8 @@ def resolve_memory(config: Config, device: Device | None) -> tuple[Config, RunPl
     Raises PlanError, with what to change, where GPU or host have no room.
     """
     if device is None:
+        if config.placement.kind != "cluster":  # whose machines are not known here
+            check_memory(config, folder_sizes(config.model.path))
         return _with_sections(config, learner={"offload_optimizer": config.learner.offload_optimizer is True}), None
     model = folder_sizes(config.model.path)
     plan = plan_run(config, model, device)
@@ -33,6 +37,26 @@ def resolve_memory(config: Config, device: Device | None) -> tuple[Config, RunPl
         learner={"offload_optimizer": plan.learner.offload, "gpu_memory_share": plan.learner.learner_share},
         rollout={"gpu_memory_share": plan.engine.engine_share, "gpu_cache_gib": plan.engine.cache / GIB},
     ), plan
+
+
+def check_memory(config: Config, model: ModelSizes) -> None:
+    """PlanError where this machine, without a GPU, has no room for what engines and learner hold for certain.
+
+    Of each engine its weights, those that replace them, and its attention cache; of each rank weights, gradients and
+    optimizer. Processes themselves, and what they compute with, come on top.
+    """
+    item, ranks, workers = ITEM_BYTES[config.model.dtype], config.learner.ranks, config.rollout.workers
+    cache = int(config.rollout.kv_cache_gib * GIB)
+    engine = 2 * item * model.parameters + cache
+    rank = learner_states(model, item=item, zero_stage=config.learner.zero_stage, ranks=ranks, offload=False).resident
+    needed, available = workers * engine + ranks * rank, psutil.virtual_memory().available
+    if needed > available:
+        raise PlanError(
+            f"this run takes more than {needed / GIB:.1f} GiB of memory, and {available / GIB:.1f} are available: "
+            f"{engine / GIB:.1f} for each of {workers} engines, {cache / GIB:.1f} of it attention cache, and "
+            f"{rank / GIB:.1f} for each of {ranks} learner ranks. Have fewer (rollout.workers), a smaller cache "
+            "(rollout.kv_cache_gib), or a smaller model"
+        )
 
 
 def check_host(plan: RunPlan) -> None:

@@ -31,6 +31,17 @@ def test_without_a_shared_gpu_nothing_is_split_and_nothing_offloaded(model_folde
     assert asked.learner.offload_optimizer is True
 
 
+def test_engines_that_this_machine_has_no_room_for_are_refused(model_folder, monkeypatch):
+    host(monkeypatch, 7)
+    assert resolve_memory(configured(model_folder, **{"rollout.workers": 6}), None)[1] is None
+    with pytest.raises(PlanError, match=r"more than 8\.0 GiB .* 7\.0 are available: 1\.0 for each of 8 engines"):
+        resolve_memory(configured(model_folder, **{"rollout.workers": 8}), None)
+    with pytest.raises(PlanError, match=r"rollout\.kv_cache_gib"):
+        resolve_memory(configured(model_folder, **{"rollout.workers": 2, "rollout.kv_cache_gib": 4}), None)
+    elsewhere = {"rollout.workers": 64, "placement.kind": "cluster"}
+    assert resolve_memory(configured(model_folder, **elsewhere), None)[1] is None
+
+
 def test_on_a_gpu_every_share_is_filled_in(model_folder):
     config, plan = resolve_memory(configured(model_folder), Device("a GPU", 20 * GIB))
     assert plan.engine is plan.learner
