@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
+from rollout.engine_vllm import failure
 from shared.errors import EngineError, PrimezeroError
 
 T = TypeVar("T")
@@ -37,4 +38,4 @@ class Link:
         except PrimezeroError:
             raise
         except Exception as error:
-            raise EngineError(f"{what}: {error}") from error
+            raise EngineError(f"{what}: {failure(error)}") from error

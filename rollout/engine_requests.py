@@ -15,7 +15,7 @@ import numpy as np
 
 from rollout.engine_deadlines import Deadlines
 from rollout.engine_link import Link
-from rollout.engine_vllm import sampling_params
+from rollout.engine_vllm import failure, sampling_params
 from rollout.sample import Piece, Sample, chosen_logprobs, joined, piece_of
 from shared.episodes import Float32Array, Int32Array, VersionSpan
 from shared.errors import EngineError
@@ -208,7 +208,7 @@ class Requests:
                 if output.finished:
                     return output, kept
         except Exception as error:
-            raise EngineError(f"request {name} failed in the engine: {error!r}") from error
+            raise EngineError(f"request {name} failed in the engine: {failure(error)}") from error
         finally:
             del self._kept[request_id]
         raise EngineError(f"request {name} ended without an output")

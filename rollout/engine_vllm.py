@@ -45,6 +45,14 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
+def failure(error: Exception) -> str:
+    """What an engine raised, in words; of one that has died vLLM only says that its trace stands "above"."""
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    dead = isinstance(error, EngineDeadError)
+    return "EngineCore has died, and the log says of what" if dead else f"{type(error).__name__}: {error}"
+
+
 def set_environment(rollout: RolloutConfig) -> None:
     """What vLLM's processes read from the environment; has to be there before vLLM is imported."""
     if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION", "0") not in ("", "0"):

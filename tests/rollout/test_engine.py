@@ -14,6 +14,7 @@ from tiny_engine import EOS, LoopThread, reference_logprobs, save, start_engine,
 from transformers import Qwen2ForCausalLM
 
 from rollout.engine import Engine
+from rollout.engine_link import Link
 from shared.config import RolloutConfig
 from shared.errors import EngineError
 from shared.model_folder import stop_tokens
@@ -172,3 +173,13 @@ def test_stop_tokens_come_from_model_generation_and_tokenizer_files(tmp_path: Pa
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "<end>"}}')
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": [{"id": 9, "content": "<end>"}]}')
     assert stop_tokens(tmp_path) == [5, 7, 9]
+
+
+async def test_of_an_engine_that_has_died_it_is_said_where_to_look():
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    async def dead() -> None:
+        raise EngineDeadError
+
+    with pytest.raises(EngineError, match="waking up: EngineCore has died, and the log says of what"):
+        await Link(None).call("waking up", dead(), 5)
