@@ -129,10 +129,11 @@ class _Shown(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (key_index,) = ctx.saved_tensors
-        heads, _, size = gradient.shape
-        added = gradient.new_zeros(heads, ctx.tokens, size, dtype=torch.promote_types(gradient.dtype, torch.float32))
-        added.index_add_(1, key_index, gradient.to(added.dtype))
-        return added.to(gradient.dtype), None
+        added = gradient.new_empty(gradient.shape[0], ctx.tokens, gradient.shape[2])
+        for head, own in enumerate(gradient):  # one by one, for the memory
+            total = own.new_zeros(added.shape[1:], dtype=torch.promote_types(own.dtype, torch.float32))
+            added[head] = total.index_add_(0, key_index, own.to(total.dtype))
+        return added, None
 
 
 def run_attention(

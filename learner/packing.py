@@ -133,13 +133,12 @@ def _stretches(groups: Sequence[PromptGroup]) -> tuple[list[_Stretch], list[_Str
         if path and path[-1].end > group.shared:
             path[-1] = path[-1].cut(group.shared)
             every.append(path[-1])
+        alone = len(group.responses) == 1  # then its prompt and itself are one stretch
         rest = group.prompt[group.shared :]
-        if len(group.responses) == 1:  # its prompt and itself are one stretch
-            rest = np.concatenate([rest, group.responses[0].ids[:-1]])
-        if len(rest):
-            path.append(_Stretch(rest, group.shared, path[-1] if path else None))
-            every.append(path[-1])
-        if len(group.responses) == 1:
+        own = np.concatenate([rest, group.responses[0].ids[:-1]]) if alone else rest
+        path.append(_Stretch(own, group.shared, path[-1] if path else None))
+        every.append(path[-1])
+        if alone:
             answered.append(path[-1])
             continue
         for response in group.responses:

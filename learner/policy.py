@@ -21,9 +21,9 @@ from torch import Tensor
 
 from learner.attention import PackedLayout
 from learner.batch import TrainingBatch
-from learner.buckets import BUCKET_ELEMENTS
 from learner.compiled import compiling
 from learner.device_memory import keep_large_blocks_whole
+from learner.memory_bounds import BUCKET_ELEMENTS
 from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, policy_loss
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from learner.batch import TrainingBatch
+from learner.memory_bounds import KEYS_PER_TOKEN
 
 Ids = npt.NDArray[np.int64]
 # Different prompts share whole blocks of this many tokens at their beginning: less would not be worth a cut.
@@ -45,9 +46,10 @@ class PromptGroup:
 
 
 def group_rows(batch: TrainingBatch) -> list[PromptGroup]:
-    """The distinct prompts with their distinct responses, longest first.
+    """The distinct prompts, each with its distinct responses, longest first.
 
-    Prompts that begin alike are neighbours. Those that take most tokens come first, with all that begin like them.
+    Prompts that begin alike are neighbours, ordered by their ids; of several that do, the family with the largest
+    comes first.
     """
     same: dict[bytes, dict[bytes, list[int]]] = {}
     lengths = torch.stack([batch.prompt_lengths, batch.response_lengths], 1).flatten().numpy()
@@ -72,25 +74,27 @@ def group_rows(batch: TrainingBatch) -> list[PromptGroup]:
         if not shared:
             trees.append([])
         trees[-1].append(PromptGroup(prompt, tuple(responses), shared))
-    # Neighbours of similar size are computed in fewer, larger calls.
+    # Where prompts have nothing in common, neighbours of similar size are computed in fewer, larger calls.
     trees.sort(key=lambda tree: max((group.tokens + group.shared, len(group.prompt)) for group in tree), reverse=True)
     return [group for tree in trees for group in tree]
 
 
 def pack(groups: Sequence[PromptGroup], *, parts: int, max_tokens: int) -> list[list[PromptGroup]]:
-    """Neighbours together, in packs of at most `max_tokens` tokens, or of one sequence; as equal as they come.
+    """Neighbours together, in packs of at most `max_tokens` tokens, or of one sequence; nearly equal.
 
-    parts: the number of packs is a multiple of it, or smaller where there are not so many sequences. A prompt whose
-    responses are in several packs is repeated in each, and so is what it shares with the one before.
+    parts: packs are no more than the smallest multiple of it that they fit into. A prompt whose responses are in
+    several packs is repeated in each, and so is what it shares with the one before. By KEYS_PER_TOKEN, a pack of
+    short sequences with a long common beginning ends earlier.
     """
     costs = [cost for group in groups for cost in _costs(group)]
-    starts = _fill(costs, max_tokens)
+    most_keys = KEYS_PER_TOKEN * max_tokens
+    starts = _fill(costs, max_tokens, most_keys)
     count = -(-len(starts) // parts) * parts
     if count > 1:
-        least, most = sum(more for more, _ in costs) // count, max_tokens
+        least, most = 0, max_tokens
         while most - least > max(1, _EVENNESS * most):
             middle = (least + most) // 2
-            tried = _fill(costs, middle)
+            tried = _fill(costs, middle, most_keys)
             if len(tried) <= count:
                 starts, most = tried, middle
             else:
@@ -100,7 +104,7 @@ def pack(groups: Sequence[PromptGroup], *, parts: int, max_tokens: int) -> list[
 
 
 def _costs(group: PromptGroup) -> Iterator[tuple[int, int]]:
-    """Of each response in turn, the tokens it takes behind the one before it, and as the first of a pack."""
+    """Of each response in turn, the tokens it takes behind the one before it; and as the first, which are its keys."""
     new = len(group.prompt) - group.shared
     for response in group.responses:
         own = len(response.ids) - 1
@@ -108,15 +112,15 @@ def _costs(group: PromptGroup) -> Iterator[tuple[int, int]]:
         new = 0
 
 
-def _fill(costs: Sequence[tuple[int, int]], capacity: int) -> list[int]:
+def _fill(costs: Sequence[tuple[int, int]], capacity: int, most_keys: int) -> list[int]:
     """Where packs start, each as full as it can be."""
     starts: list[int] = []
-    room = -1
-    for index, (behind, first) in enumerate(costs):
-        room -= behind
-        if room < 0:
+    room = keys = -1
+    for index, (behind, whole) in enumerate(costs):
+        room, keys = room - behind, keys - whole
+        if room < 0 or keys < 0:
             starts.append(index)
-            room = capacity - first
+            room, keys = capacity - whole, most_keys - whole
     return starts
 
 

@@ -101,22 +101,17 @@ class InstructPrompts:
 
     def solver(self, task: Task, equations: Equations, bounds: Bounds) -> str:
         if task is Task.INDUCTION:
-            one, found, problem = self._pairs == 1, "p", f"{_products(equations)} (mod p)"
-            sought = (
-                "a prime number p from {} to {}, larger than every number shown, ".format(*bounds)
-                + f"with x * y = 1 (mod p){'' if one else ' for every pair'}"
-            )
-            product = "x * y" if one else "each x * y"
+            hidden, problem = "p", f"{_products(equations)} (mod p)"
         else:
-            found, product = "y" if task is Task.DEDUCTION else "x", "x * y"
-            sought = f"the integer {found} with 1 <= {found} < p and x * y = 1 (mod p)"
+            hidden = "y" if task is Task.DEDUCTION else "x"
             number, p = equations.shown(task)
             problem = f"{number} * y = 1 (mod {p})" if task is Task.DEDUCTION else f"x * {number} = 1 (mod {p})"
+        product = "each x * y" if task is Task.INDUCTION and self._pairs > 1 else "x * y"
         return (
-            f"You solve problems about inverses modulo a prime: given {self._shown(task)}, find {sought}. "
-            f"That is, dividing {product} by p leaves the remainder 1.\n\n"
-            f"{_instructions('answer', f'the integer {found}')} {_format('7')}\n\n"
-            f"Find {found} with {problem}."
+            f"You solve problems about inverses modulo a prime: given {self._shown(task)}, "
+            f"find {self._sought(task, bounds)}. That is, dividing {product} by p leaves the remainder 1.\n\n"
+            f"{_instructions('answer', f'the integer {hidden}')} {_format('7')}\n\n"
+            f"Find {hidden} with {problem}."
         )
 
     def _shown(self, task: Task) -> str:
@@ -124,11 +119,15 @@ class InstructPrompts:
             return f"the prime p and the integer {'x' if task is Task.DEDUCTION else 'y'}"
         return "two integers x and y" if self._pairs == 1 else f"{self._pairs} pairs of integers x, y"
 
-    def _sought(self, task: Task) -> str:
+    def _sought(self, task: Task, bounds: Bounds | None = None) -> str:
+        """What is to be found; with the bounds, all that is to be known about it."""
         if task is not Task.INDUCTION:
-            return f"the integer {'y' if task is Task.DEDUCTION else 'x'} with x * y = 1 (mod p)"
+            hidden = "y" if task is Task.DEDUCTION else "x"
+            within = f"1 <= {hidden} < p and " if bounds else ""
+            return f"the integer {hidden} with {within}x * y = 1 (mod p)"
+        prime = "a prime number p from {} to {}".format(*bounds) if bounds else "a prime p"
         every = "" if self._pairs == 1 else " for every pair"
-        return f"a prime p, larger than every number shown, with x * y = 1 (mod p){every}"
+        return f"{prime}, larger than every number shown, with x * y = 1 (mod p){every}"
 
     def _rules(self, task: Task, bounds: Bounds) -> list[str]:
         prime = "p is a prime number from {} to {}.".format(*bounds)

@@ -127,7 +127,7 @@ class RolloutWorker:
         """Until the learner says Bye. A failure in any part is reported to the learner if it can be, and raised."""
         receiving = asyncio.create_task(self._receive())
         try:
-            # The hello does not come first alone: where this worker is refused, it is never sent.
+            # Handshakes are watched from the beginning: where this worker is refused, sending its hello never ends.
             self._start(self._client.watch_handshakes(), self._watching)
             self._start(self._say_hello(), self._watching)
             self._start(self._outbox.run(), self._watching)

@@ -74,14 +74,14 @@ def check_records(run: Run) -> None:
 def leftovers(patience_s: float = 0.0, besides: Collection[Path] = ()) -> set[Path]:
     """Shared memory of the kinds that a run makes, which nobody has open: what another run uses is none.
 
-    patience_s: for what goes by itself, such as the semaphores of other tests' processes that end just now
+    patience_s: for semaphores, which Python removes a little after its processes, also those of other tests
     besides: what is not counted
     """
     deadline = time.monotonic() + patience_s
     while True:
-        unused = existing() - used_by(psutil.process_iter())
-        left = {path for path in unused if path.exists()} - set(besides)  # some were in use, and went meanwhile
-        if not left or time.monotonic() >= deadline:
+        unused = existing() - used_by(psutil.process_iter()) - set(besides)
+        left = {path for path in unused if path.exists()}  # some were in use, and went meanwhile
+        if not all(path.name.startswith("sem.") for path in left) or not left or time.monotonic() >= deadline:
             return left
         time.sleep(0.2)
 

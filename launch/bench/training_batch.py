@@ -64,7 +64,7 @@ def shared_batch(
 
 
 def with_own_prompts(batch: TrainingBatch) -> TrainingBatch:
-    """The same rows, but that each prompt differs from all others in its first two tokens."""
+    """The same rows, but that each prompt, if of two tokens at least, differs from all others in its first two."""
     prompts = []
     for row, (prompt, _) in enumerate(batch.rows()):
         number = torch.tensor([row // _DIGITS, row % _DIGITS])

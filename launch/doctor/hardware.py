@@ -13,13 +13,13 @@ import psutil
 from launch.doctor.findings import Finding, Status
 from launch.doctor.software import Installed, installed
 from launch.plan.devices import GIB, Device, device_here
+from launch.plan.host_memory import CGROUP, container_limit
 from shared.config import Config
 from shared.disk import size
 from shared.errors import InstallationError, WeightSyncError
 
 _CUDA_TIMEOUT_S = 120
 _ENOUGH_MEMORY, _LITTLE_MEMORY = 6 * GIB, 2 * GIB
-_CGROUP = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _ASK_TORCH = (
     "import torch; a = torch.cuda.is_available(); "
     "print(torch.version.cuda, a, *(torch.cuda.get_device_capability() if a else ()))"
@@ -66,10 +66,10 @@ def check_allocator(config: Config, environment: Mapping[str, str] = os.environ)
         yield Finding("CUDA allocator", Status.OK, "no expandable segments")
 
 
-def check_memory(available: int | None = None, limits: tuple[Path, ...] = _CGROUP) -> Iterator[Finding]:
+def check_memory(available: int | None = None, limits: tuple[Path, ...] = CGROUP) -> Iterator[Finding]:
     """Of the machine, or of the container where that has less."""
     free = psutil.virtual_memory().available if available is None else available
-    if (limit := _cgroup_limit(limits)) is not None and limit < free:
+    if (limit := container_limit(limits)) is not None and limit < free:
         found, free = f"{size(limit)}, the limit of this container", limit
     else:
         found = f"{size(free)} available"
@@ -115,12 +115,3 @@ def _torch_says() -> str:
     """Asked in a process of its own: what it makes on the GPU goes with it."""
     command = [sys.executable, "-c", _ASK_TORCH]
     return subprocess.run(command, capture_output=True, text=True, timeout=_CUDA_TIMEOUT_S, check=True).stdout
-
-
-def _cgroup_limit(files: tuple[Path, ...]) -> int | None:
-    for file in files:
-        try:
-            return int(file.read_text())
-        except (OSError, ValueError):  # no such file; "max"
-            continue
-    return None

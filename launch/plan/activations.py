@@ -34,15 +34,23 @@ class PassMemory:
 
 
 def pass_memory(
-    model: ModelSizes, *, tokens: int, item: int, checkpointing: bool, chunk_bytes: int, attention_copies: int = 1
+    model: ModelSizes,
+    *,
+    tokens: int,
+    keys: int,
+    item: int,
+    checkpointing: bool,
+    chunk_bytes: int,
+    attention_copies: int = 1,
 ) -> PassMemory:
     """The fuller of the two moments: at the output head, or in the last layer's backward pass.
 
+    keys: that attention is given, of all stretches together; as many as tokens where these have nothing in common
     chunk_bytes: learner.logit_chunk_mib; attention_copies: tensors that hold the attention's output: 1 under
     variable-length attention, 2 where runs of sequences are put together again
     """
     T, D = tokens, model.hidden
-    layer = layer_activations(model, tokens=T, item=item, attention_copies=attention_copies)
+    layer = layer_activations(model, tokens=T, keys=keys, item=item, attention_copies=attention_copies)
     rope = 2 * T * model.head_width * item
     kept = model.layers * (T * D * item if checkpointing else layer) + rope
     # The final norm's, the hidden states that predict, and three float32 numbers of each prediction.
@@ -61,14 +69,15 @@ def pass_memory(
     return PassMemory(saved=in_layer, working=layer_working, logits=0, head_gradient=head_gradient)
 
 
-def layer_activations(model: ModelSizes, *, tokens: int, item: int, attention_copies: int) -> int:
+def layer_activations(model: ModelSizes, *, tokens: int, keys: int, item: int, attention_copies: int) -> int:
     """What one layer saves: two norms and what they give, queries, keys, values, the attention's output and
     log-sum-exp, and four tensors of the gated feed-forward."""
     T = tokens
     norms = 2 * (_norm(T, model.hidden, item) + T * model.hidden * item)
     if model.head_norms:
         norms += _norm(T, model.query_width, item) + _norm(T, model.kv_width, item)
-    attention = T * item * ((1 + attention_copies) * model.query_width + 2 * model.kv_width) + T * model.heads * FLOAT32
+    attention = T * item * (1 + attention_copies) * model.query_width + keys * item * 2 * model.kv_width
+    attention += T * model.heads * FLOAT32
     return norms + attention + 4 * T * model.intermediate * item
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launch.plan.sizes import ModelSizes
-from learner.buckets import BUCKET_ELEMENTS
+from learner.memory_bounds import BUCKET_ELEMENTS
 
 FLOAT32 = 4
 FLOAT64 = 8

@@ -11,6 +11,7 @@ from launch.plan.devices import GIB, Device
 from launch.plan.engine_memory import block_bytes, blocks_of, engine_memory
 from launch.plan.learner_memory import learner_states
 from launch.plan.sizes import ModelSizes
+from learner.memory_bounds import KEYS_PER_TOKEN
 from shared.config import Config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
@@ -160,6 +161,7 @@ def _learner_parts(config: Config, model: ModelSizes, offload: bool) -> tuple[li
     memory = pass_memory(
         model,
         tokens=micro_batch_tokens(config),
+        keys=KEYS_PER_TOKEN * micro_batch_tokens(config),
         item=item,
         checkpointing=learner.activation_checkpointing,
         chunk_bytes=int(learner.logit_chunk_mib * 2**20),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import learner.prompt_groups
 from learner.attention import Run
 from learner.batch import TrainingBatch
+from learner.memory_bounds import KEYS_PER_TOKEN
 from learner.packing import plan_step
 from learner.prompt_groups import group_rows, pack
 from shared.config import MAX_STALENESS
@@ -194,6 +195,23 @@ def test_what_a_pack_begins_with_is_shared_with_none_before_it():
     packs = pack(groups, parts=1, max_tokens=40)
     assert [[group.tokens for group in groups] for groups in packs] == [[26, 10], [26, 10]]
     assert [group.shared for groups in packs for group in groups] == [0, 16, 0, 16]
+
+
+def test_a_pack_of_short_sequences_behind_a_long_beginning_gathers_a_bounded_number_of_keys():
+    pairs = [([*range(160), n], [5, 6, 7]) for n in range(100)]
+    plan = plan_step(batch_of(pairs), world_size=1, max_tokens=200, averaging="token")
+    keys = [int(m.layout.key_starts[-1]) for own in plan.ranks for m in own]
+    assert sum(keys) > 100 * 160
+    assert max(keys) < 1.2 * KEYS_PER_TOKEN * 200
+
+
+def test_one_long_sequence_does_not_keep_others_from_being_dealt_out_evenly():
+    pairs = [([0] * 900, [1]), *[([n] * 15, [2] * 16) for n in range(1, 61)]]
+    packs = pack(group_rows(batch_of(pairs)), parts=4, max_tokens=500)
+    tokens = sorted(sum(group.tokens for group in groups) for groups in packs)
+    assert len(packs) == 8
+    assert tokens[-1] == 900
+    assert tokens[-2] <= 1.1 * sum(tokens[:-1]) / 7
 
 
 def test_packs_are_as_many_as_asked_for_and_nearly_equal():

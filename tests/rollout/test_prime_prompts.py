@@ -41,8 +41,8 @@ def test_a_solver_prompts_own_example_parses_as_one_number_and_shows_the_numbers
     env = make_prime(2, 31, prompts=prompts, induction_pairs=pairs, text_after_answer="unparsable")
     for each in env.evaluation_problems(task, 100, seed=0):
         prompt = env.solver_prompt(each)
-        format, example, problem = prompt.rpartition("<answer>7</answer>")
-        assert env.grade(each, format + example) in (Verdict.CORRECT, Verdict.WRONG)
+        told, example, problem = prompt.rpartition("<answer>7</answer>")
+        assert env.grade(each, told + example) in (Verdict.CORRECT, Verdict.WRONG)
         assert (problem == "") is (prompts == "short")
         assert all(str(number) in prompt for number in numbers_of(each))
 

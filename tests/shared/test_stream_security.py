@@ -83,6 +83,7 @@ async def test_an_unknown_key_is_refused_counted_and_told(stream):
         await asyncio.wait_for(client.watch_handshakes(), 20)
     await stream.rejects("a peer with an unknown key")
     sending.cancel()
+    await asyncio.gather(sending, return_exceptions=True)
     client.close()
     honest = stream.client(stream.client_keys)
     await exchange(stream, honest)
