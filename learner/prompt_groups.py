@@ -66,14 +66,15 @@ def group_rows(batch: TrainingBatch) -> list[PromptGroup]:
         return found
 
     trees: list[list[PromptGroup]] = []
-    for _, distinct in sorted(same.items()):
+    before = b""
+    for asked, distinct in sorted(same.items()):
         responses = [Response(piece(2 * rows[0] + 1), tuple(rows)) for rows in distinct.values()]
         responses.sort(key=lambda response: -len(response.ids))
-        prompt = piece(2 * responses[0].rows[0])
-        shared = _common(trees[-1][-1].prompt, prompt) // SHARED_BLOCK * SHARED_BLOCK if trees else 0
+        shared = _shared_tokens(before, asked)
         if not shared:
             trees.append([])
-        trees[-1].append(PromptGroup(prompt, tuple(responses), shared))
+        trees[-1].append(PromptGroup(piece(2 * responses[0].rows[0]), tuple(responses), shared))
+        before = asked
     # Where prompts have nothing in common, neighbours of similar size are computed in fewer, larger calls.
     trees.sort(key=lambda tree: max((group.tokens + group.shared, len(group.prompt)) for group in tree), reverse=True)
     return [group for tree in trees for group in tree]
@@ -137,8 +138,9 @@ def _joined(sequences: Iterable[tuple[PromptGroup, Response]]) -> list[PromptGro
     ]
 
 
-def _common(one: Ids, other: Ids) -> int:
-    """How many tokens both begin with."""
-    least = min(len(one), len(other))
-    different = np.flatnonzero(one[:least] != other[:least])
-    return int(different[0]) if len(different) else least
+def _shared_tokens(one: bytes, other: bytes) -> int:
+    """Tokens of the whole blocks that two different prompts both begin with; a token has 8 bytes."""
+    block = end = 8 * SHARED_BLOCK
+    while end <= min(len(one), len(other)) and one[end - block : end] == other[end - block : end]:
+        end += block
+    return (end - block) // 8

@@ -38,7 +38,7 @@ class Result:
 class Report:
     """Everything that a benchmark found.
 
-    model: name, parameters, vocabulary, dtype
+    model: name, parameters (of each arm, where arms may have their own), vocabulary, dtype
     settings: the sizes that it ran with
     """
 
