@@ -71,7 +71,13 @@ def _run(benchmark: Benchmark, options: argparse.Namespace, overrides: Sequence[
     settings = benchmark.settings(**{f.name: getattr(options, f.name) for f in fields(benchmark.settings)})
     # Ended from outside, as by timeout(1), it still cleans up: its model, its segment, its run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    report, faults = benchmark.run(settings, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True))
+    try:
+        report, faults = benchmark.run(settings, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True))
+    except (EOFError, ConnectionError) as error:
+        raise PrimezeroError(
+            "a process of the benchmark has died; what it had to say stands above. One that says nothing was killed, "
+            "most often for want of memory: choose smaller sizes, --help has them all"
+        ) from error
     print(report.as_table())
     if options.json is not None:
         write_json(options.json, report.as_json())

@@ -140,7 +140,10 @@ class SplitProcesses:
         return _tree(self._rollout)
 
     def _tell(self, what: Literal["train", "skip", "measure"]) -> None:
-        self._director.send(what)
+        try:
+            self._director.send(what)
+        except OSError as error:
+            raise self._learner_died() from error
 
     def _receive(self) -> object:
         deadline = time.monotonic() + self._timeout_s
@@ -152,13 +155,18 @@ class SplitProcesses:
                 raise PrimezeroError(f"no batch within {self._timeout_s:g} s; the logs are in {self._folder}")
         try:
             return self._director.recv()
-        except EOFError as error:
-            self._learner.join(_LEAVE_S)
-            raise self._failed(self._learner) from error
+        except (EOFError, OSError) as error:
+            raise self._learner_died() from error
+
+    def _learner_died(self) -> PrimezeroError:
+        self._learner.join(_LEAVE_S)
+        return self._failed(self._learner)
 
     def _failed(self, process: BaseProcess) -> PrimezeroError:
         log = self._folder / f"{process.name}.log"
         how = "did not end" if process.exitcode is None else f"ended with {process.exitcode}"
+        if process.exitcode == -signal.SIGKILL:
+            how = "was killed, most often for want of memory"
         return PrimezeroError(f"the {process.name} process {how}:\n{last_lines(log)}")
 
 

@@ -1,6 +1,9 @@
 """`primezero bench e2e`: its sizes, what counts as a step, and a whole small run of its processes."""
 
+import multiprocessing
+import signal
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,7 +20,8 @@ from launch.bench.e2e import (
 )
 from launch.bench.models import bench_model
 from launch.bench.plain_loop import PlainLoop, fastest
-from shared.errors import ConfigError
+from launch.bench.split_processes import SplitProcesses
+from shared.errors import ConfigError, PrimezeroError
 
 STEP = {
     "episodes": 10,
@@ -104,6 +108,18 @@ def test_the_plain_loop_samples_whole_completions_and_learns(tmp_path):
         before = [parameter.detach().clone() for parameter in loop.parameters()]
         loop.update(tokens)
         assert any(not parameter.equal(old) for parameter, old in zip(loop.parameters(), before, strict=True))
+
+
+def test_a_learner_that_was_killed_is_an_error_with_the_end_of_its_log(tmp_path):
+    (tmp_path / "learner.log").write_text("step 3\n")
+    processes = object.__new__(SplitProcesses)
+    processes._folder, processes._timeout_s = tmp_path, 5.0
+    processes._director, directed = multiprocessing.Pipe()
+    directed.close()
+    processes._learner = SimpleNamespace(name="learner", exitcode=-signal.SIGKILL, join=lambda timeout: None)
+    for tell in (processes.train, processes.next_batch):
+        with pytest.raises(PrimezeroError, match=r"learner process was killed, most often for want of memory:\nstep 3"):
+            tell()
 
 
 @pytest.mark.integration

@@ -3,18 +3,22 @@
 import json
 import shutil
 import socket
+from argparse import Namespace
+from dataclasses import dataclass
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from launch.bench.benchmark import Benchmark
+from launch.bench.command import _run
 from launch.bench.models import SHAPES, bench_model, parameter_count, shape_config
 from launch.bench.report import Report, Result, machine
 from launch.cli import main
 from rollout.chat import ChatTokenizer
 from rollout.environment import make_environment
 from shared.config import EnvironmentConfig
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PrimezeroError
 from shared.model_folder import check_model_folder, stop_tokens
 
 
@@ -95,7 +99,7 @@ def test_a_folder_is_taken_as_it_is_with_its_own_vocabulary(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--model", "qwen9"], "neither a folder nor one of the shapes tiny, qwen2.5-0.5b"),
+        (["--model", "qwen9"], "neither a folder nor one of the shapes tiny, small, qwen2.5-0.5b"),
         (["--model", "tiny", "--vocabulary", "3"], "--vocabulary 3 is too small"),
         (["--modes", "keep,hold"], "--modes hold: there is keep, keep_kv, wait, abort"),
         (["--modes", ""], "--modes is empty"),
@@ -110,6 +114,20 @@ def test_a_folder_is_taken_as_it_is_with_its_own_vocabulary(tmp_path):
 def test_what_cannot_be_measured_is_refused_before_anything_starts(capsys, arguments, said):
     assert main(["bench", "sync", *arguments]) == 1
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [BrokenPipeError(), EOFError(), ConnectionResetError()])
+def test_a_process_that_dies_without_a_word_is_an_error(error):
+    @dataclass(frozen=True)
+    class Nothing:
+        pass
+
+    def run(settings, say):
+        raise error
+
+    benchmark = Benchmark("none", "nothing", Nothing, run, description="", examples="")
+    with pytest.raises(PrimezeroError, match=r"has died.*want of memory"):
+        _run(benchmark, Namespace(json=None), [])
 
 
 def test_an_empty_folder_is_no_model(tmp_path, capsys):
