@@ -9,7 +9,7 @@ from typing import Any
 from launch.bench.models import SHAPES
 from launch.bench.report import Report
 
-MODELS = f"--model is a model folder, or a shape with random weights: {', '.join(SHAPES)}."
+MODELS = f"--model is a model folder, or a shape with random weights:\n  {', '.join(SHAPES)}"
 
 
 @dataclass(frozen=True, slots=True)

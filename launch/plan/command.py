@@ -28,7 +28,8 @@ examples:
   primezero plan --model models/some-instruct-model --device-gib 47.5 --learner.max_tokens 8192
   primezero plan --model qwen2.5-7b --device a100-80gb --config launch/configs/second_gpu.toml
 
---model is a folder with a config.json, or a shape: {", ".join(SHAPES)}.
+--model is a folder with a config.json, or a shape:
+  {", ".join(SHAPES)}
 --device is one of {", ".join(DEVICES)}.
 """
 
