@@ -53,16 +53,16 @@ def group_rows(batch: TrainingBatch) -> list[PromptGroup]:
     """
     same: dict[bytes, dict[bytes, list[int]]] = {}
     lengths = torch.stack([batch.prompt_lengths, batch.response_lengths], 1).flatten().numpy()
-    ends = np.cumsum(lengths).tolist()
+    bounds = list(pairwise([0, *np.cumsum(lengths).tolist()]))
     ids = batch.token_ids.numpy()
     # Of ids with their highest byte first, bytes are ordered as the ids are.
-    written = memoryview(ids.astype(">i8").tobytes())
-    pieces = [bytes(written[8 * start : 8 * end]) for start, end in zip([0, *ends], ends, strict=False)]
+    written = ids.astype(">i8").tobytes()
+    pieces = [written[8 * start : 8 * end] for start, end in bounds]
     for row, (asked, answered) in enumerate(zip(pieces[::2], pieces[1::2], strict=True)):
         same.setdefault(asked, {}).setdefault(answered, []).append(row)
 
     def piece(number: int) -> Ids:
-        found: Ids = ids[ends[number] - lengths[number] : ends[number]]
+        found: Ids = ids[slice(*bounds[number])]
         return found
 
     trees: list[list[PromptGroup]] = []

@@ -16,6 +16,9 @@ from shared.episodes import Task
 Bounds = tuple[int, int]
 
 _SOLVER_EXAMPLE = answer_block("7")
+_HIDDEN = {Task.DEDUCTION: "y", Task.ABDUCTION: "x", Task.INDUCTION: "p"}
+# Beside the prime.
+_GIVEN = {Task.DEDUCTION: "x", Task.ABDUCTION: "y"}
 
 
 class Prompts(Protocol):
@@ -50,21 +53,16 @@ class ShortPrompts:
         return f"{prompt} but new" + (f", not {'; '.join(known[1:])}" if known[1:] else "")
 
     def solver(self, task: Task, equations: Equations, bounds: Bounds) -> str:
-        shown = equations.shown(task)
-        if task is Task.DEDUCTION:
-            problem = "Find y with {} * y = 1 (mod {})".format(*shown)
-        elif task is Task.ABDUCTION:
-            problem = "Find x with x * {} = 1 (mod {})".format(*shown)
-        else:
-            numbers = "both numbers" if self._pairs == 1 else "all numbers"
-            problem = f"Find a prime p above {numbers} with {_products(equations)} (mod p)"
-        return f"{problem}. Reason, then answer like {_SOLVER_EXAMPLE}"
+        sought = _HIDDEN[task]
+        if task is Task.INDUCTION:
+            sought = f"a prime p above {'both' if self._pairs == 1 else 'all'} numbers"
+        return f"Find {sought} with {_problem(task, equations)}. Reason, then answer like {_SOLVER_EXAMPLE}"
 
     def _wish(self, task: Task) -> str:
         if task is Task.INDUCTION:
             several = f"{self._pairs} pairs of " if self._pairs > 1 else ""
             return f"by {several}inverse x and y below it, to find p"
-        hidden, shown = ("y", "x") if task is Task.DEDUCTION else ("x", "y")
+        hidden, shown = _HIDDEN[task], _GIVEN[task]
         if self._full:
             return f"and inverse x and y below it, to find {hidden}"
         return f"and {shown} below it, to find the inverse {hidden}"
@@ -100,31 +98,25 @@ class InstructPrompts:
         )
 
     def solver(self, task: Task, equations: Equations, bounds: Bounds) -> str:
-        if task is Task.INDUCTION:
-            hidden, problem = "p", f"{_products(equations)} (mod p)"
-        else:
-            hidden = "y" if task is Task.DEDUCTION else "x"
-            number, p = equations.shown(task)
-            problem = f"{number} * y = 1 (mod {p})" if task is Task.DEDUCTION else f"x * {number} = 1 (mod {p})"
+        hidden = _HIDDEN[task]
         product = "each x * y" if task is Task.INDUCTION and self._pairs > 1 else "x * y"
         return (
             f"You solve problems about inverses modulo a prime: given {self._shown(task)}, "
             f"find {self._sought(task, bounds)}. That is, dividing {product} by p leaves the remainder 1.\n\n"
             f"{_instructions('answer', f'the integer {hidden}')} {_format('7')}\n\n"
-            f"Find {hidden} with {problem}."
+            f"Find {hidden} with {_problem(task, equations)}."
         )
 
     def _shown(self, task: Task) -> str:
         if task is not Task.INDUCTION:
-            return f"the prime p and the integer {'x' if task is Task.DEDUCTION else 'y'}"
+            return f"the prime p and the integer {_GIVEN[task]}"
         return "two integers x and y" if self._pairs == 1 else f"{self._pairs} pairs of integers x, y"
 
     def _sought(self, task: Task, bounds: Bounds | None = None) -> str:
         """What is to be found; with the bounds, all that is to be known about it."""
         if task is not Task.INDUCTION:
-            hidden = "y" if task is Task.DEDUCTION else "x"
-            within = f"1 <= {hidden} < p and " if bounds else ""
-            return f"the integer {hidden} with {within}x * y = 1 (mod p)"
+            within = f"1 <= {_HIDDEN[task]} < p and " if bounds else ""
+            return f"the integer {_HIDDEN[task]} with {within}x * y = 1 (mod p)"
         prime = "a prime number p from {} to {}".format(*bounds) if bounds else "a prime p"
         every = "" if self._pairs == 1 else " for every pair"
         return f"{prime}, larger than every number shown, with x * y = 1 (mod p){every}"
@@ -132,8 +124,7 @@ class InstructPrompts:
     def _rules(self, task: Task, bounds: Bounds) -> list[str]:
         prime = "p is a prime number from {} to {}.".format(*bounds)
         if task is not Task.INDUCTION:
-            given = "x" if task is Task.DEDUCTION else "y"
-            return [prime, "1 <= x, y < p and x * y = 1 (mod p)." if self._full else f"1 <= {given} < p."]
+            return [prime, "1 <= x, y < p and x * y = 1 (mod p)." if self._full else f"1 <= {_GIVEN[task]} < p."]
         if self._pairs == 1:
             return [prime, "1 <= x, y < p and x * y = 1 (mod p).", "The product x * y is not 1 itself."]
         each = f"1 <= x, y < p and x * y = 1 (mod p) for each of the {self._pairs} pairs x, y, with the same p."
@@ -148,8 +139,12 @@ def _names(task: Task, *, full: bool, pairs: int) -> str:
     return f"{names}, p" if full else names
 
 
-def _products(equations: Equations) -> str:
-    return ", ".join(f"{x} * {y} = 1" for x, y in equations.pairs)
+def _problem(task: Task, equations: Equations) -> str:
+    """What a solver is shown, with the name of what is hidden."""
+    if task is Task.INDUCTION:
+        return ", ".join(f"{x} * {y} = 1" for x, y in equations.pairs) + " (mod p)"
+    number, p = equations.shown(task)
+    return f"{number} * y = 1 (mod {p})" if task is Task.DEDUCTION else f"x * {number} = 1 (mod {p})"
 
 
 def _instructions(what: str, content: str) -> str:

@@ -81,7 +81,8 @@ def leftovers(patience_s: float = 0.0, besides: Collection[Path] = ()) -> set[Pa
     while True:
         unused = existing() - used_by(psutil.process_iter()) - set(besides)
         left = {path for path in unused if path.exists()}  # some were in use, and went meanwhile
-        if not all(path.name.startswith("sem.") for path in left) or not left or time.monotonic() >= deadline:
+        go_by_themselves = {path for path in left if path.name.startswith("sem.")}
+        if not left or left != go_by_themselves or time.monotonic() >= deadline:
             return left
         time.sleep(0.2)
 

@@ -140,24 +140,27 @@ def bench_e2e(settings: E2ESettings, say: Say = lambda _: None) -> Report:
     """
     _check(settings)
     results: list[Result] = []
-    names, counts = dict[str, str](), dict[str, int]()
+    names: list[str] = []
+    counts: dict[str, int] = {}
     shown = {k: v for k, v in asdict(settings).items() if k not in ("model", "vocabulary", "dtype", "timeout_s")}
     shown["arms"] = ",".join(settings.arms)
     for arm in settings.arms:
-        names[arm] = settings.model or _MODELS[arm]
-        say(f"{arm}: making the model {names[arm]}")
+        name = settings.model or _MODELS[arm]
+        say(f"{arm}: making the model {name}")
         with bench_model(
-            names[arm], vocabulary=settings.vocabulary, dtype=settings.dtype, environment=settings.environment
+            name, vocabulary=settings.vocabulary, dtype=settings.dtype, environment=settings.environment
         ) as model:
-            counts[f"{arm}.parameters"] = parameters(model.folder)
-            work = _work(settings, arm, counts[f"{arm}.parameters"])
+            count = parameters(model.folder)
+            work = _work(settings, arm, count)
             results.extend(_RESULTS[arm](measure(settings, arm, model, work, say)))
+        names.append(name)
+        counts[f"{arm}.parameters"] = count
         shown[f"{arm}.work"] = str(work)
     return Report(
         benchmark="e2e",
         machine=machine(),
         model={
-            "name": ", ".join(dict.fromkeys(names.values())),
+            "name": ", ".join(dict.fromkeys(names)),
             **counts,
             "vocabulary": model.vocabulary,
             "dtype": settings.dtype,
