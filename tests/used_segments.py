@@ -12,7 +12,7 @@ import psutil
 
 from launch.segments import used_by
 
-_EVERY_S = 1.0
+_EVERY_S = 2.0
 _SEMAPHORES_S = 10.0
 
 

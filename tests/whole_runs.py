@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-import time
-from collections.abc import Collection
 from pathlib import Path
 
 import psutil
 import pytest
+from used_segments import UsedSegments
 
 from launch.bench.started_run import CONFIG, StartedRun
-from launch.segments import existing, used_by
 from learner.audit import audit
 
 SMALL = {
@@ -35,6 +33,7 @@ class Run(StartedRun):
         # Short, for the sockets in it.
         temporary = Path(tempfile.mkdtemp(prefix="pz", dir="/tmp"))
         super().__init__(folder / name, SMALL | {"model.path": model} | overrides, temporary=temporary, config=config)
+        self.segments = UsedSegments(self.processes)
 
     def wait_for(self, pattern: str) -> str:
         """Read the output up to the line that matches."""
@@ -69,22 +68,6 @@ def check_records(run: Run) -> None:
     evaluations = [e["version"] for e in run.records("evaluations.jsonl")]
     assert evaluations == sorted(set(evaluations))
     assert evaluations[-1] == summary["steps"]
-
-
-def leftovers(patience_s: float = 0.0, besides: Collection[Path] = ()) -> set[Path]:
-    """Shared memory of the kinds that a run makes, which nobody has open: what another run uses is none.
-
-    patience_s: for semaphores, which Python removes a little after its processes, also those of other tests
-    besides: what is not counted
-    """
-    deadline = time.monotonic() + patience_s
-    while True:
-        unused = existing() - used_by(psutil.process_iter()) - set(besides)
-        left = {path for path in unused if path.exists()}  # some were in use, and went meanwhile
-        go_by_themselves = {path for path in left if path.name.startswith("sem.")}
-        if not left or left != go_by_themselves or time.monotonic() >= deadline:
-            return left
-        time.sleep(0.2)
 
 
 def loaded(folder: Path) -> dict:

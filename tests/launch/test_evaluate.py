@@ -16,7 +16,7 @@ import psutil
 import pytest
 from characters import CharacterChat, answer, make_sample
 from model_files import CONFIG, make_model_folder
-from whole_runs import leftovers
+from used_segments import UsedSegments
 
 import launch.evaluate
 from launch.cli import main
@@ -299,7 +299,6 @@ def test_a_real_engine_finds_what_transformers_finds(tiny_model, tmp_path):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("moment", ["starting the engine", "4000 samples"])
 def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, moment):
-    before = leftovers()
     process = subprocess.Popen(
         command(tiny_model, "--samples", "4000", "--bands", "2..101"),
         cwd=ROOT,
@@ -308,11 +307,13 @@ def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, moment):
         text=True,
         start_new_session=True,
     )
+    launcher = psutil.Process(process.pid)
+    segments = UsedSegments(lambda: [launcher, *launcher.children(recursive=True)])
     assert process.stderr is not None
     while moment not in (line := process.stderr.readline()):
         assert line, "it ended before that"
     time.sleep(3)
-    children = psutil.Process(process.pid).children(recursive=True)
+    children = launcher.children(recursive=True)
     # A terminal sends the signal to every process of the group.
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=200)
@@ -320,4 +321,5 @@ def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, moment):
     assert "primezero: interrupted" in said
     _, alive = psutil.wait_procs(children, timeout=5)
     assert alive == []
-    assert leftovers(10, besides=before) == set()
+    assert segments.left() == set()
+    assert segments.seen

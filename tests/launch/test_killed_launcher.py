@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from whole_runs import check_records, leftovers
+from whole_runs import check_records
 
 from launch.marked_processes import lives
 from launch.segments import used_by
@@ -26,7 +26,6 @@ def listening(pids: set[int] | None = None) -> set[int]:
 
 def test_of_a_run_whose_launcher_is_killed_nothing_is_left_and_the_same_command_goes_on(start, record_property):
     command = {"run.steps": 10_000, "run.checkpoint_every": 2, "run.time_limit_s": "none"}
-    before = leftovers()
     run = start(**command)
     run.wait_for(r"step +3/")
     helpers = {" ".join([process.name(), *process.cmdline()]) for process in run.processes()}
@@ -45,7 +44,7 @@ def test_of_a_run_whose_launcher_is_killed_nothing_is_left_and_the_same_command_
         time.sleep(0.05)
     record_property("seconds until nothing is left", round(time.monotonic() - killed, 2))
     assert [path for path in segments if path.exists()] == []
-    assert leftovers(10, besides=before) == set()
+    assert run.segments.left() == set()
     assert str(private) in (run.folder / "logs/reaper.log").read_text()
 
     saved = max(int(path.name.removeprefix("step-")) for path in (run.folder / "checkpoints").glob("step-*"))
