@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import select
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -79,16 +80,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ConfigError(f"{overrides[0]}: `primezero {options.name}` has no configuration; see its --help")
         options.command(options, overrides)
         sys.stdout.flush()
-    except BrokenPipeError:  # whoever read what is printed, such as `head`, has seen enough
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except PrimezeroError as error:
         print(f"primezero: {error}", file=sys.stderr)
-        return 1
+        return error.exit_code
     except KeyboardInterrupt:
         print("primezero: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _reader_has_gone() -> bool:
+    """Whether nobody reads any more what this process prints: a reader such as `head` has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))  # asked for nothing, it says only that the other end is closed
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -37,7 +37,7 @@ from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
 from shared.config import Config
-from shared.errors import ConfigError, PrimezeroError
+from shared.errors import ConfigError, RunInterruptedError
 from shared.model_folder import check_model_folder, check_weights
 from shared.transport import ClientKeys, check_address, make_keys
 
@@ -270,11 +270,11 @@ def _interrupts(stop_file: Path, tell: Callable[[], None]) -> Iterator[Callable[
     """
     signals = (signal.SIGINT, signal.SIGTERM)
     interrupts = 0
-    leaving = False
+    leaving: RunInterruptedError | None = None
 
     def check() -> None:
-        if leaving:
-            raise PrimezeroError("interrupted: every process of the run has been ended")
+        if leaving is not None:
+            raise leaving
 
     def on_signal(signum: int, _: object) -> None:
         nonlocal interrupts, leaving
@@ -282,7 +282,7 @@ def _interrupts(stop_file: Path, tell: Callable[[], None]) -> Iterator[Callable[
         if signum == signal.SIGTERM or interrupts > 1:
             for each in signals:  # cleaning up is not to be interrupted
                 signal.signal(each, signal.SIG_IGN)
-            leaving = True
+            leaving = RunInterruptedError(signum)
             check()
         stop_file.touch()
         tell()

@@ -2,7 +2,9 @@
 
 
 class PrimezeroError(Exception):
-    """Base of every error that ends a run with a message instead of a traceback."""
+    """Base of every error that ends a command with a message instead of a traceback. exit_code: of the command"""
+
+    exit_code = 1
 
 
 class ConfigError(PrimezeroError):
@@ -67,3 +69,11 @@ class CheckpointError(PrimezeroError):
 
 class JournalError(PrimezeroError):
     """The journal of acknowledged tickets cannot be opened, read or written."""
+
+
+class RunInterruptedError(PrimezeroError):
+    """A run was ended at once, by Ctrl-C a second time or by SIGTERM. exit_code: as a shell has it of that signal."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__("interrupted: every process of the run has been ended")
+        self.exit_code = 128 + signum

@@ -136,6 +136,16 @@ def test_ctrl_c_ends_a_command_without_a_traceback(capsys, monkeypatch, tmp_path
     assert capsys.readouterr().err == "primezero: interrupted\n"
 
 
+@pytest.mark.usefixtures("capfd")
+def test_a_broken_pipe_that_is_not_its_own_output_is_not_taken_for_a_reader_that_has_seen_enough(monkeypatch, tmp_path):
+    def broken(*_, **__):
+        raise BrokenPipeError
+
+    monkeypatch.setattr("launch.tiny_model.make_tiny_model", broken)
+    with pytest.raises(BrokenPipeError):
+        main(["init-model", str(tmp_path / "tiny")])
+
+
 def test_overrides_may_stand_anywhere():
     words = ["eval", "--run.seed", "3", "runs/mine/model", "--learner.lr=2", "--json", "a.json", "--model.dtype"]
     assert _split_overrides(words) == (

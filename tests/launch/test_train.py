@@ -86,8 +86,8 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
     run.wait_for("stopping after this step")
     run.press_ctrl_c()
     output = run.finish()
-    assert run.process.returncode == 1, output
-    assert "interrupted" in output
+    assert run.process.returncode == 130, output
+    assert "interrupted: every process of the run has been ended" in output
 
 
 def test_told_to_end_it_leaves_at_once(start):
@@ -95,7 +95,7 @@ def test_told_to_end_it_leaves_at_once(start):
     run.wait_for(r"step +2/")
     run.process.terminate()
     output = run.finish()
-    assert run.process.returncode == 1, output
+    assert run.process.returncode == 143, output
     assert "interrupted: every process of the run has been ended" in output
     assert "Traceback" not in output
 
