@@ -38,6 +38,7 @@ class Cluster:
 
     folder: private, on this machine; run_folder: has logs/
     on_use: told every few seconds which shared memory the processes have been seen to use
+    check: called between the steps of a start, to raise what ends it
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Cluster:
         run_folder: Path,
         *,
         on_use: Callable[[Collection[Path]], None] = lambda _: None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._logs = run_folder / "logs"
-        self._machines = Machines(config, folder, run_folder, on_use)
+        self._machines = Machines(config, folder, run_folder, on_use, check)
         self._running: dict[Any, str] = {}
         self._actors: dict[str, Any] = {}
         self._beats: dict[str, int] = {}

@@ -39,13 +39,20 @@ class Machines:
 
     folder: private, on this machine; run_folder: has logs/
     on_use: told which shared memory the processes have been seen to use on this machine
+    check: called between the steps of `open`, to raise what ends it
     """
 
     def __init__(
-        self, config: Config, folder: Path, run_folder: Path, on_use: Callable[[Collection[Path]], None]
+        self,
+        config: Config,
+        folder: Path,
+        run_folder: Path,
+        on_use: Callable[[Collection[Path]], None],
+        check: Callable[[], None],
     ) -> None:
         self._config = config
         self._folder = folder
+        self._check = check
         self._run_folder = run_folder
         self._local = LocalProcesses(folder, on_use)
         self._here: Machine | None = None
@@ -62,13 +69,17 @@ class Machines:
             ray_instance.join(_address(self._config))
         else:
             self._start_ray()
+        self._check()
         self._here, others = ray_instance.machines()
         placement = place(self._config, self._here, others, cores=os.sched_getaffinity(0))
         for machine in placement.machines():
             if machine is not self._here:
                 self._keep(machine)
+                self._check()
         self._check_others(placement)
+        self._check()
         self._reserve(placement)
+        self._check()
 
     def close(self, shut_down: Callable[[], None]) -> None:
         """End all that the run has on any machine; `shut_down` has Ray let go of it."""
@@ -132,9 +143,8 @@ class Machines:
         for attempt in range(1, START_ATTEMPTS + 1):
             try:
                 return ray_instance.start_own(self._folder, mark=self._local.mark("ray"), cpus=cpus, gpus=gpus)
-            except PrimezeroError:  # an interrupt
-                raise
             except Exception as error:
+                self._check()
                 self.close(ray.shutdown)
                 # Ray gives its own processes 30 s, which a busy machine may exceed.
                 if attempt == START_ATTEMPTS:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from launch.beginnings import probe, seed_stages
 from launch.disk_space import check_disk
 from launch.display import open_display
+from launch.interrupts import Interrupts
 from launch.lengths import check_context, check_prompts
 from launch.placement import Machine, gpus_needed, learner_names, place, rollout_names
 from launch.plan.devices import devices_here, smallest
@@ -37,7 +37,7 @@ from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
 from shared.config import Config
-from shared.errors import ConfigError, RunInterruptedError
+from shared.errors import ConfigError
 from shared.model_folder import check_model_folder, check_weights
 from shared.transport import ClientKeys, check_address, make_keys
 
@@ -118,8 +118,8 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
             display.say(f"resuming from {run_folder.resume_from}")
         display.say(f"run folder {run_folder.path}; starting Ray, the engine and the learner (about a minute)")
         with (
-            _interrupts(stop_file, display.stopping) as check_interrupts,
-            Cluster(config, private.path, run_folder.path, on_use=private.note) as cluster,
+            Interrupts(stop_file, display.stopping) as interrupts,
+            Cluster(config, private.path, run_folder.path, on_use=private.note, check=interrupts.check) as cluster,
             RestartLog(run_folder.path / RESTARTS_FILE) as restarts,
         ):
             for line in cluster.described():
@@ -147,7 +147,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                     observer.restart(restart)
 
             def look_on() -> None:
-                check_interrupts()
+                interrupts.check()
                 vitals.look(cluster.running(), cluster.beats())
                 records.tell(observers)
 
@@ -260,39 +260,3 @@ def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config)
             proposed = (environment.proposer_prompt(task, references, batch=batch) for references in shown)
             check_prompts(f"{task}: a solver's prompt", asked.values(), config.sampling)
             check_prompts(f"{task}: a proposer's prompt", (len(chat.prompt_ids(p)) for p in proposed), config.sampling)
-
-
-@contextlib.contextmanager
-def _interrupts(stop_file: Path, tell: Callable[[], None]) -> Iterator[Callable[[], None]]:
-    """Ctrl-C once asks the learner to stop after its step, and `tell`s; twice, or SIGTERM, unwinds at once.
-
-    What is yielded raises the interrupt again, in case a library swallowed it.
-    """
-    signals = (signal.SIGINT, signal.SIGTERM)
-    interrupts = 0
-    leaving: RunInterruptedError | None = None
-
-    def check() -> None:
-        if leaving is not None:
-            raise leaving
-
-    def on_signal(signum: int, _: object) -> None:
-        nonlocal interrupts, leaving
-        interrupts += 1
-        if signum == signal.SIGTERM or interrupts > 1:
-            for each in signals:  # cleaning up is not to be interrupted
-                signal.signal(each, signal.SIG_IGN)
-            leaving = RunInterruptedError(signum)
-            check()
-        stop_file.touch()
-        tell()
-
-    previous = {each: signal.signal(each, on_signal) for each in signals}
-    try:
-        yield check
-    except SystemError:  # what compiled code makes of an error that a handler raises in the middle of it
-        check()
-        raise
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

@@ -56,7 +56,7 @@ class Tracking:
 
     def __init__(self, config: Config, run_folder: Path, version: int, say: Callable[[str], None]) -> None:
         self._say = say
-        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._state_file = run_folder / STATE_FILE
         self._state: dict[str, dict[str, Any]] = (
             json.loads(self._state_file.read_text()) if self._state_file.exists() else {}

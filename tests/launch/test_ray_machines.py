@@ -38,7 +38,7 @@ def check(tmp_path, monkeypatch):
     def checked(other: OtherMachine, ranks: int = 2) -> None:
         words = ["--placement.kind=cluster", "--placement.ray_address=10.0.0.1:6379", "--placement.device=cuda"]
         config = load_config(None, [*words, f"--learner.ranks={ranks}", f"--model.path={tmp_path / 'model'}"])
-        machines = Machines(config, tmp_path, tmp_path, lambda _: None)
+        machines = Machines(config, tmp_path, tmp_path, lambda _: None, lambda: None)
         machines._keepers = {OTHER.id: other}
         machines._check_others(place(config, HERE, [OTHER]))
 
