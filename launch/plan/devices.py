@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from shared.errors import ConfigError, InstallationError
 
 GIB = 2**30
-# What the driver reports of each as total, GiB, the smaller variant where there are two: less than its name says.
+# What CUDA tells of each as total, GiB, the smaller variant where there are two: less than its name says.
 _USABLE_GIB = {
     "a100-40gb": 39.4,
     "a100-80gb": 79.1,
@@ -26,7 +26,8 @@ _QUERY_TIMEOUT_S = 30
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU. memory: bytes that can be had of it in all; used: what others have of it already."""
+    """A GPU. memory: bytes that can be had of it in all, as CUDA tells, without what the driver reserves for itself;
+    used: what others have of it already."""
 
     name: str
     memory: int
@@ -57,7 +58,7 @@ def devices_here() -> list[Device]:
     program = shutil.which("nvidia-smi")
     if program is None:
         raise InstallationError("no GPU was found: there is no nvidia-smi on this machine. Is the driver installed?")
-    query = "--query-gpu=index,uuid,name,memory.total,memory.used"
+    query = "--query-gpu=index,uuid,name,memory.total,memory.reserved,memory.used"
     try:
         answer = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"],
@@ -68,8 +69,8 @@ def devices_here() -> list[Device]:
         )
         rows = list(csv.reader(answer.stdout.splitlines(), skipinitialspace=True))
         found = {
-            (index, uuid): Device(name, int(total) * 2**20, int(used) * 2**20)
-            for index, uuid, name, total, used in rows
+            (index, uuid): Device(name, (int(total) - int(reserved)) * 2**20, int(used) * 2**20)
+            for index, uuid, name, total, reserved, used in rows
         }
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         raise InstallationError(f"no GPU was found: nvidia-smi does not tell of one ({error})") from error

@@ -70,9 +70,11 @@ def smi(folder, monkeypatch, script: str) -> None:
     monkeypatch.setattr(devices.shutil, "which", lambda _: str(program))
 
 
-LISTED = """cat <<'END'
-0, GPU-aaaa-1, NVIDIA A100-SXM4-80GB, 81920, 1024
-1, GPU-bbbb-2, another, 40960, 0
+# Of the first the driver keeps 896 MiB for itself.
+LISTED = """case $1 in *name,memory.total,memory.reserved,memory.used) ;; *) exit 2 ;; esac
+cat <<'END'
+0, GPU-aaaa-1, NVIDIA A100-SXM4-80GB, 81920, 896, 1024
+1, GPU-bbbb-2, another, 40960, 0, 0
 END"""
 
 
@@ -80,7 +82,7 @@ def test_the_gpus_here_are_what_their_driver_tells(tmp_path, monkeypatch):
     smi(tmp_path, monkeypatch, LISTED)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     device = device_here()
-    assert (device.name, device.memory, device.used) == ("NVIDIA A100-SXM4-80GB", 80 * GIB, GIB)
+    assert (device.name, device.memory, device.used) == ("NVIDIA A100-SXM4-80GB", 81024 * 2**20, GIB)
     assert [each.name for each in devices_here()] == ["NVIDIA A100-SXM4-80GB", "another"]
     assert smallest(devices_here()).name == "another"
 
