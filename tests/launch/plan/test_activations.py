@@ -1,5 +1,7 @@
 """Planned activations beside what torch takes from its allocator, forward and backward."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from allocations import allocations
@@ -46,6 +48,45 @@ def test_planned_activations_are_what_torch_takes(case, dtype, checkpointing):
     assert planned.total == pytest.approx(measured(model, layout, positions, dtype, checkpointing, chunk), rel=0.06)
 
 
+WIDE_ATTENTION = ModelSizes(
+    hidden=512, intermediate=512, layers=2, heads=16, kv_heads=2, head_width=128, vocabulary=1024, tied=True
+)
+FLASH = {"item": 2, "checkpointing": True, "chunk_bytes": 2**24}
+
+
+def test_flash_attention_s_gradients_of_many_keys_are_planned_for():
+    few, many = (pass_memory(WIDE_ATTENTION, tokens=4096, keys=keys, **FLASH) for keys in (4096, 8 * 4096))
+    # Of each key more: itself and its value, and gradients of them, of its own head's and of every query head's; and
+    # what those of its queries are added up in.
+    each = 2 * (2 * 2 * WIDE_ATTENTION.kv_width + 2 * WIDE_ATTENTION.query_width) + 4 * WIDE_ATTENTION.query_width
+    assert many.total - few.total == 7 * 4096 * each
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["all kept", "checkpointed"])
+@pytest.mark.parametrize("stretches", [32, 224])
+def test_the_planned_pass_has_room_for_what_a_gpu_takes(stretches, checkpointing):
+    begin, own = 128, 16
+    layout = PackedLayout.of([begin, *[own] * stretches], [None, *[0] * stretches]).to(torch.device("cuda"))
+    positions = torch.cat([torch.arange(begin), begin + torch.arange(own).repeat(stretches)])[None]
+    planned = pass_memory(
+        WIDE_ATTENTION,
+        tokens=positions.shape[1],
+        keys=int(layout.key_starts[-1]),
+        **(FLASH | {"checkpointing": checkpointing}),
+    )
+    module = make_module(WIDE_ATTENTION, torch.bfloat16, FLASH["chunk_bytes"]).to("cuda")
+    if checkpointing:
+        module.checkpoint_activations()
+    forward = make_forward(module, WIDE_ATTENTION, layout, positions.to("cuda"))
+    forward().backward()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    forward().backward()
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 0.7 * planned.total < taken < 1.1 * planned.total
+
+
 def packed(tokens: int, shared: bool) -> tuple[PackedLayout, torch.Tensor]:
     """Sequences of equal length, and their positions. shared: they have half of all tokens in common."""
     begin = tokens // 2 if shared else 0
@@ -68,19 +109,27 @@ def measured(
     module = make_module(model, dtype, chunk)
     if checkpointing:
         module.checkpoint_activations()
-    tokens = positions.shape[1]
-    ids = torch.randint(0, model.vocabulary, (2, tokens))
-
-    def forward() -> torch.Tensor:
-        logprobs, entropy = module(ids[:1], positions, layout, torch.arange(tokens), ids[1], temperature=1.0)
-        return logprobs.sum() + entropy.sum()
-
+    forward = make_forward(module, model, layout, positions)
     forward().backward()  # from now on gradients are there, and added to
     with allocations() as ahead:
         loss = forward()
     with allocations() as back:
         loss.backward()
     return max(ahead.peak, ahead.kept + back.peak)
+
+
+def make_forward(
+    module: PackedCausalLM, model: ModelSizes, layout: PackedLayout, positions: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    """A forward pass of random tokens at these positions; every one of them predicts."""
+    ids = torch.randint(0, model.vocabulary, (2, positions.shape[1]), device=positions.device)
+    predicting = torch.arange(positions.shape[1], device=positions.device)
+
+    def forward() -> torch.Tensor:
+        logprobs, entropy = module(ids[:1], positions, layout, predicting, ids[1], temperature=1.0)
+        return logprobs.sum() + entropy.sum()
+
+    return forward
 
 
 def make_module(model: ModelSizes, dtype: torch.dtype, chunk: int) -> PackedCausalLM:

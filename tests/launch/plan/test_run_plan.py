@@ -78,7 +78,7 @@ def test_every_rank_s_offloaded_optimizer_counts_in_the_host():
 
 def test_what_fits_on_no_gpu_together_fits_apart():
     # 3B with its optimizer on the GPU: too much beside an engine on 40 GB, and on a GPU of its own once it is split.
-    kept = {"learner__offload_optimizer": False}
+    kept = {"learner__offload_optimizer": False, "learner__max_tokens": 8192}
     assert not plan_run(configured("single_a100", **kept), THREE, SMALL_A100).fits
     assert plan_run(configured("second_gpu", learner__ranks=2, **kept), THREE, SMALL_A100).fits
 
