@@ -135,6 +135,9 @@ def _make(folder: Path, shape: Shape, vocabulary: int, dtype: str) -> None:
         # Made in the dtype itself: a 3B model in float32 would not fit where its bfloat16 does.
         model = AutoModelForCausalLM.from_config(shape_config(shape, vocabulary), dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
+    del model
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # which engine and learner have processes of their own for
 
 
 def _add_tokenizer(folder: Path, environment: EnvironmentConfig, vocabulary: int) -> None:
