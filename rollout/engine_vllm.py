@@ -93,15 +93,15 @@ def on_cpu() -> bool:
 
 def memory_arguments(rollout: RolloutConfig) -> dict[str, float | int]:
     """How much of its GPU an engine takes, in vLLM's words; nothing where that is left to vLLM."""
-    arguments: dict[str, float | int] = {}
-    if rollout.gpu_memory_share is not None:
-        arguments["gpu_memory_utilization"] = rollout.gpu_memory_share
     if rollout.gpu_cache_gib is not None:
-        # vLLM would take for its own what the learner allocates on the same GPU while it measures.
-        arguments["kv_cache_memory_bytes"] = int(rollout.gpu_cache_gib * 2**30)
-        # The share then sizes nothing; vLLM still refuses to start where less than it is free.
-        arguments.setdefault("gpu_memory_utilization", _ANY_SHARE)
-    return arguments
+        # vLLM would take for its own what the learner allocates on the same GPU while it measures. The share then sizes
+        # nothing. vLLM only refuses to start where less is free, its own context not counted: an engine that is
+        # started again beside a learner that has all of its share would be refused the room that is kept for it.
+        return {
+            "kv_cache_memory_bytes": int(rollout.gpu_cache_gib * 2**30),
+            "gpu_memory_utilization": _ANY_SHARE,
+        }
+    return {} if rollout.gpu_memory_share is None else {"gpu_memory_utilization": rollout.gpu_memory_share}
 
 
 def execution_arguments(rollout: RolloutConfig) -> dict[str, Any]:

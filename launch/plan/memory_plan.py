@@ -86,7 +86,7 @@ class MemoryPlan:
 
     @property
     def engine_share(self) -> float:
-        """Of the device, for vLLM's gpu_memory_utilization: everything of its process."""
+        """Of the device: everything of an engine's process."""
         return _share(self.of("engine"), self.device)
 
     @property

@@ -1,19 +1,22 @@
+import pytest
+
 from rollout.engine_vllm import execution_arguments, memory_arguments
 from shared.config import RolloutConfig
 
 
-def test_an_engines_share_and_cache_reach_vllm_in_its_own_words():
+def test_an_engines_share_or_cache_reaches_vllm_in_its_own_words():
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    arguments = memory_arguments(RolloutConfig(gpu_memory_share=0.25, gpu_cache_gib=1.5))
-    assert arguments == {"gpu_memory_utilization": 0.25, "kv_cache_memory_bytes": 3 * 2**29}
-    assert set(arguments) <= set(AsyncEngineArgs.__dataclass_fields__)
+    known = set(AsyncEngineArgs.__dataclass_fields__)
+    assert memory_arguments(RolloutConfig(gpu_memory_share=0.25)) == {"gpu_memory_utilization": 0.25}
     assert memory_arguments(RolloutConfig()) == {}
+    assert set(memory_arguments(RolloutConfig(gpu_cache_gib=1.5))) <= known
 
 
-def test_of_a_cache_that_is_given_the_share_sizes_nothing():
-    arguments = memory_arguments(RolloutConfig(gpu_cache_gib=2))
-    assert arguments["kv_cache_memory_bytes"] == 2 * 2**30
+@pytest.mark.parametrize("share", [None, 0.25])
+def test_of_a_cache_that_is_given_the_share_sizes_nothing_and_refuses_nothing(share):
+    arguments = memory_arguments(RolloutConfig(gpu_memory_share=share, gpu_cache_gib=1.5))
+    assert arguments["kv_cache_memory_bytes"] == 3 * 2**29
     assert 0 < arguments["gpu_memory_utilization"] < 0.05
 
 
