@@ -69,7 +69,7 @@ def devices_here() -> list[Device]:
         )
         rows = list(csv.reader(answer.stdout.splitlines(), skipinitialspace=True))
         found = {
-            (index, uuid): Device(name, (int(total) - int(reserved)) * 2**20, int(used) * 2**20)
+            (index, uuid): Device(name, _bytes(total) - _reserved(reserved), _bytes(used))
             for index, uuid, name, total, reserved, used in rows
         }
     except (subprocess.SubprocessError, OSError, ValueError) as error:
@@ -89,6 +89,15 @@ def devices_here() -> list[Device]:
     if not seen:
         raise InstallationError(f"no GPU was found: CUDA_VISIBLE_DEVICES={visible} is none of this machine's")
     return seen
+
+
+def _bytes(mib: str) -> int:
+    return int(mib) * 2**20
+
+
+def _reserved(mib: str) -> int:
+    """Where the driver does not tell of that ("[N/A]"), nothing."""
+    return _bytes(mib) if mib.isdecimal() else 0
 
 
 def smallest(devices: Sequence[Device]) -> Device:

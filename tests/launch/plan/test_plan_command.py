@@ -6,7 +6,7 @@ import pytest
 
 from launch.cli import main
 from launch.plan import devices
-from launch.plan.devices import GIB, device_here, devices_here, smallest
+from launch.plan.devices import GIB, Device, device_here, devices_here, smallest
 from shared.errors import InstallationError
 
 CONFIG = ["--config", "launch/configs/single_a100.toml"]
@@ -70,11 +70,11 @@ def smi(folder, monkeypatch, script: str) -> None:
     monkeypatch.setattr(devices.shutil, "which", lambda _: str(program))
 
 
-# Of the first the driver keeps 896 MiB for itself.
+# Of the first the driver keeps 896 MiB for itself; of the other it does not say.
 LISTED = """case $1 in *name,memory.total,memory.reserved,memory.used) ;; *) exit 2 ;; esac
 cat <<'END'
 0, GPU-aaaa-1, NVIDIA A100-SXM4-80GB, 81920, 896, 1024
-1, GPU-bbbb-2, another, 40960, 0, 0
+1, GPU-bbbb-2, another, 40960, [N/A], 0
 END"""
 
 
@@ -84,7 +84,7 @@ def test_the_gpus_here_are_what_their_driver_tells(tmp_path, monkeypatch):
     device = device_here()
     assert (device.name, device.memory, device.used) == ("NVIDIA A100-SXM4-80GB", 81024 * 2**20, GIB)
     assert [each.name for each in devices_here()] == ["NVIDIA A100-SXM4-80GB", "another"]
-    assert smallest(devices_here()).name == "another"
+    assert smallest(devices_here()) == Device("another", 40 * GIB)
 
 
 @pytest.mark.parametrize(
