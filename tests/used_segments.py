@@ -13,7 +13,7 @@ import psutil
 from launch.segments import used_by
 
 _EVERY_S = 2.0
-_SEMAPHORES_S = 10.0
+_SEMAPHORES_S = 60.0
 
 
 class UsedSegments:

@@ -36,7 +36,7 @@ def start(tmp_path: Path, format_model: Path) -> Iterator[Callable[..., Run]]:
         unfinished = run.process.poll() is None
         if unfinished:  # its reaper removes the rest
             run.process.kill()
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while run.processes() and time.monotonic() < deadline:
             time.sleep(0.2)
         left = [" ".join(p.cmdline())[:100] for p in run.processes()]

@@ -21,7 +21,7 @@ async def endless(prompt_ids, max_tokens, seed, request_id):
 async def test_requests_run_until_they_are_stopped():
     running = generation(endless, response_tokens=10**6)
     await running.start()
-    await running.wait(lambda: running.slowest() >= 5, "running", 10)
+    await running.wait(lambda: running.slowest() >= 5, "running", 60)
     await running.stop()
     counts = [len(arrivals) for arrivals in running.arrivals]
     await asyncio.sleep(0.01)
@@ -50,7 +50,7 @@ async def test_requests_that_end_too_soon_say_what_to_do():
     running = generation(endless, response_tokens=3)
     await running.start()
     with pytest.raises(EngineError, match="3 tokens were too few"):
-        await running.wait(lambda: running.slowest() >= 5, "running", 10)
+        await running.wait(lambda: running.slowest() >= 5, "running", 60)
 
 
 async def test_a_request_that_fails_ends_the_wait_with_its_error():
@@ -61,7 +61,7 @@ async def test_a_request_that_fails_ends_the_wait_with_its_error():
     running = generation(broken)
     await running.start()
     with pytest.raises(EngineError, match="it broke"):
-        await running.wait(lambda: False, "running", 10)
+        await running.wait(lambda: False, "running", 60)
 
 
 async def test_a_wait_has_an_end():
@@ -90,7 +90,7 @@ async def test_prompts_are_never_the_same():
             seeing, requests=2, prompt_tokens=8, response_tokens=1, vocabulary=100, seed=seed, renewed=True
         )
         await running.start()
-        await running.wait(lambda running=running: running.slowest() >= 3, "running", 10)
+        await running.wait(lambda running=running: running.slowest() >= 3, "running", 60)
         await running.stop()
     assert len(set(seen)) == len(seen) >= 12
     assert all(len(prompt) == 8 and 3 <= token < 100 for prompt in seen for token in prompt)
@@ -107,7 +107,7 @@ async def test_renewed_requests_are_not_all_done_at_once():
 
     running = Generation(counting, requests=4, prompt_tokens=2, response_tokens=10, vocabulary=9, seed=0, renewed=True)
     await running.start()
-    await running.wait(lambda: running.slowest() >= 25, "running", 10)
+    await running.wait(lambda: running.slowest() >= 25, "running", 60)
     await running.stop()
     assert asked[:4] == [3, 5, 8, 10]
     assert set(asked[4:]) == {10}

@@ -58,7 +58,7 @@ def machines() -> Iterator[Machines]:
             assert process.stdout is not None
             address = next(line.strip() for line in process.stdout if line.startswith(HERE))
             yield Machines(address, token, Path(folder), psutil.Process(process.pid))
-            process.communicate(timeout=60)
+            process.communicate(timeout=120)
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_launcher_that_is_killed_leaves_nothing_on_the_other_machine(start_the
     assert len(processes) >= 5  # three of ours, two engines
     run.process.kill()
     run.process.wait()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while machines.private_folders() or any(p.is_running() for p in processes):
         assert time.monotonic() < deadline, [p for p in processes if p.is_running()]
         time.sleep(0.5)

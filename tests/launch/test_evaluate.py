@@ -319,7 +319,7 @@ def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, moment):
     _, said = process.communicate(timeout=200)
     assert process.returncode == 130, said
     assert "primezero: interrupted" in said
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert alive == []
     assert segments.left() == set()
     assert segments.seen

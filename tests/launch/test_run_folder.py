@@ -262,7 +262,7 @@ def test_what_an_earlier_start_left_on_the_machine_is_removed_by_the_next(tmp_pa
     try:
         Leftovers.of(folder).write(run.path / "leftovers.json")
         with open_run_folder(config_for(tmp_path, **{"run.overwrite": overwrite})):
-            assert sleeper.wait(10) == -signal.SIGKILL
+            assert sleeper.wait(60) == -signal.SIGKILL
             assert not folder.exists()
             assert not (run.path / "leftovers.json").exists()
     finally:

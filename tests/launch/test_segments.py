@@ -13,7 +13,7 @@ def hold(name, ready, end):
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     semaphore = multiprocessing.get_context("spawn").Semaphore()
     ready.set()
-    end.wait(30)
+    end.wait(300)
     os.close(descriptor)
     del semaphore
 
@@ -25,10 +25,10 @@ def child():
     name = f"psm_test{os.getpid()}"
     process = spawn.Process(target=hold, args=(name, ready, end))
     process.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     yield psutil.Process(process.pid), Path("/dev/shm") / name
     process.kill()
-    process.join(10)
+    process.join(60)
 
 
 def test_what_a_process_holds_is_found_and_removed_and_nothing_else(child):

@@ -46,7 +46,7 @@ def test_a_baton_of_one_that_compiles_is_not_taken_from_it(folder):
         with pytest.raises(subprocess.TimeoutExpired):
             other.wait(2)
         assert baton.exists()
-    assert other.communicate(timeout=30)[0] == "entered\n"
+    assert other.communicate(timeout=120)[0] == "entered\n"
     assert not baton.exists()
 
 

@@ -62,7 +62,7 @@ class Learner:
 
     def end(self) -> None:
         self._process.stdin.close()
-        assert self._process.wait(20) == 0
+        assert self._process.wait(60) == 0
 
 
 class Rogue(ObedientWorker):

@@ -30,7 +30,7 @@ def listening(address: str) -> list[set[str]]:
         )
         for rank in range(2)
     ]
-    said = [rank.communicate(timeout=100)[0].split() for rank in ranks]
+    said = [rank.communicate(timeout=250)[0].split() for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert [number for number, *_ in said] == ["0", "1"]
     return [set(where) for _, *where in said]

@@ -233,7 +233,7 @@ def test_calls_run_side_by_side_and_return_the_answers(pools):
     call = pool.start_call(dict.fromkeys(pool.members(), msg.StartUpdate()))
     for worker in reversed(workers):
         assert worker.answer(msg.Done()) == msg.StartUpdate()
-    results = pool.finish_call(call, 5)
+    results = pool.finish_call(call, 60)
     assert {member.name: result for member, result in results.items()} == dict.fromkeys(
         ("rollout-0", "rollout-1"), msg.Done()
     )
@@ -267,7 +267,7 @@ def test_a_reply_to_a_call_of_another_learner_counts_for_nothing(pools):
     worker.get(msg.Call)
     worker.send(msg.Reply(0, msg.CallFailed("of long ago")))
     worker.send(msg.Reply(call, msg.Done()))
-    assert len(pool.finish_call(call, 5)) == 1
+    assert len(pool.finish_call(call, 60)) == 1
     assert pool.rejected == {"a reply to no call": 1}
     worker.leave()
 

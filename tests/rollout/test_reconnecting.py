@@ -77,7 +77,7 @@ class Connection:
 
     def sync(self, version: int) -> None:
         requests = dict.fromkeys(self.pool.members(), msg.FinishUpdate(version, (1, 2)))
-        assert len(self.pool.call(requests, 20)) == 1
+        assert len(self.pool.call(requests, 60)) == 1
         self.pool.prove(self.pool.members(), version)
         self.pool.open_through(version, BATCHES - 1)
 
@@ -111,7 +111,7 @@ def test_a_connection_that_is_cut_again_and_again_costs_no_work(connection):
         while not done.wait(rng.uniform(0.02, 0.4)):
             cuts += connection.proxy.cut()
 
-    pool.wait_for_workers(1, 20)
+    pool.wait_for_workers(1, 60)
     cutting = threading.Thread(target=cut)
     cutting.start()
     batches = []
@@ -131,7 +131,7 @@ def test_a_connection_that_is_cut_again_and_again_costs_no_work(connection):
 def test_who_is_not_back_in_time_is_given_up_and_then_begins_anew(connection, monkeypatch):
     monkeypatch.setattr(learner.worker_pool, "RECONNECT_S", 0.0)
     pool = connection.pool
-    pool.wait_for_workers(1, 20)
+    pool.wait_for_workers(1, 60)
     connection.sync(0)
     pool.wait_for_batch(0)
     (before,) = pool.members()
@@ -140,7 +140,7 @@ def test_who_is_not_back_in_time_is_given_up_and_then_begins_anew(connection, mo
         (peer,) = pool._workers
         pool._gone(peer)
         pool._sweep()
-    pool.wait_for_newcomer(20)
+    pool.wait_for_newcomer(60)
     connection.sync(1)
     pool.wait_for_batch(1)
     (after,) = pool.members()

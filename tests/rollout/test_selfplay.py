@@ -191,7 +191,7 @@ async def test_separate_attempts_and_sample_run_at_the_same_time(separate):
             return await super().generate(prompt_ids, **request)
 
     engine = WaitingEngine({PROPOSAL: [answer("2, 7")], ATTEMPT: [answer("4")] * ATTEMPTS, SEPARATE: [answer("4")]})
-    closed = await asyncio.wait_for(play(separate, engine, ticket()), timeout=5)
+    closed = await asyncio.wait_for(play(separate, engine, ticket()), timeout=60)
     assert closed.solve_rate == 1.0
 
 

@@ -62,10 +62,10 @@ def stream():
 
 async def exchange(stream: Stream, client: StreamClient) -> None:
     await client.send(msg.encode(msg.Failed("over here")))
-    peer, message = await asyncio.to_thread(stream.inbox.get, timeout=20)
+    peer, message = await asyncio.to_thread(stream.inbox.get, timeout=60)
     assert message == msg.Failed("over here")
     stream.server.send(peer, msg.Bye())
-    assert await client.receive(20) == msg.Bye()
+    assert await client.receive(60) == msg.Bye()
 
 
 async def test_with_the_runs_keys_messages_go_both_ways(stream):
@@ -80,7 +80,7 @@ async def test_an_unknown_key_is_refused_counted_and_told(stream):
     client = stream.client(replace(foreign, server=stream.keys.public))
     sending = asyncio.create_task(client.send(msg.encode(msg.Alive())))
     with pytest.raises(HandshakeError, match="does not know this worker's key"):
-        await asyncio.wait_for(client.watch_handshakes(), 20)
+        await asyncio.wait_for(client.watch_handshakes(), 60)
     await stream.rejects("a peer with an unknown key")
     sending.cancel()
     await asyncio.gather(sending, return_exceptions=True)
@@ -96,7 +96,7 @@ async def test_keys_of_another_run_are_refused_and_told_once_it_has_lasted(strea
     _, foreign = make_keys()
     client = stream.client(foreign)
     with pytest.raises(HandshakeError, match="breaks off every handshake"):
-        await asyncio.wait_for(client.watch_handshakes(), 20)
+        await asyncio.wait_for(client.watch_handshakes(), 60)
     await stream.rejects("a peer with another server's key")
     client.close()
 
@@ -118,7 +118,7 @@ async def test_something_that_is_no_learner_at_the_address_is_an_error_of_the_wo
     port = other.bind_to_random_port("tcp://127.0.0.1")
     client = StreamClient(f"tcp://127.0.0.1:{port}", max_message_bytes=MIB, keys=make_keys()[1])
     with pytest.raises(HandshakeError, match=r"another program at its port \(stream.endpoint\)"):
-        await asyncio.wait_for(client.watch_handshakes(), 20)
+        await asyncio.wait_for(client.watch_handshakes(), 60)
     client.close()
     other.close()
     context.term()
@@ -197,7 +197,7 @@ def test_a_socket_file_is_its_users_alone(tmp_path):
 async def test_a_peer_that_never_reads_is_given_up_and_nothing_piles_up(stream):
     client = stream.client(stream.client_keys)
     await client.send(msg.encode(msg.Alive()))
-    peer, _ = await asyncio.to_thread(stream.inbox.get, timeout=20)
+    peer, _ = await asyncio.to_thread(stream.inbox.get, timeout=60)
     gone = []
     stream.server._on_gone = gone.append
     client.close()
@@ -212,7 +212,7 @@ async def test_a_peer_that_never_reads_is_given_up_and_nothing_piles_up(stream):
     )
     deaf.connect(stream.endpoint)
     deaf.send(msg.encode(msg.Alive())[0])
-    peer, _ = await asyncio.to_thread(stream.inbox.get, timeout=20)
+    peer, _ = await asyncio.to_thread(stream.inbox.get, timeout=60)
     for _ in range(2000):
         stream.server.send(peer, msg.Call(1, msg.InitTransfer({"filler": "x" * 20_000})))
     while peer not in gone:
@@ -246,7 +246,7 @@ def test_what_a_peer_says_makes_one_short_line(caplog):
 async def test_a_message_of_endless_frames_is_refused_as_one(stream):
     client = stream.client(stream.client_keys)
     await client.send([b""] * 50_000)
-    refused = await client.receive(20)
+    refused = await client.receive(60)
     assert isinstance(refused, msg.Refused)
     await exchange(stream, client)
     assert sum(stream.server.rejected.values()) == 1

@@ -22,7 +22,7 @@ from pathlib import Path
 from launch.experiments.processes import run_logged, unwound_by_sigterm
 
 with unwound_by_sigterm():
-    run_logged([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"], Path(sys.argv[1]))
+    run_logged([sys.executable, "-c", "import time; print(1, flush=True); time.sleep(600)"], Path(sys.argv[1]))
 """
 
 
@@ -32,11 +32,11 @@ def test_a_child_ends_with_its_runner_however_that_ends(tmp_path, stop, code):
     runner = subprocess.Popen([sys.executable, "-c", RUNNER, str(log)], cwd=ROOT, stderr=subprocess.DEVNULL)
     (child,) = wait_for(lambda: log.exists() and log.read_text() and children(runner.pid))
     runner.send_signal(stop)
-    assert runner.wait(30) == code
+    assert runner.wait(60) == code
     wait_for(lambda: state(child) in ("", "Z"))
 
 
-def wait_for(condition, timeout_s=30.0):
+def wait_for(condition, timeout_s=60.0):
     end = time.monotonic() + timeout_s
     while not (value := condition()):
         assert time.monotonic() < end, "timed out"
