@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 
 import pytest
 from hypothesis import given
@@ -68,12 +68,12 @@ def test_what_bears_the_name_of_one_that_was_ended_begins_anew():
 
 
 def test_a_call_that_never_returns_is_an_error_that_says_so_and_one_that_raises_raises():
-    begin = time.monotonic()
+    may_end = threading.Event()
     with pytest.raises(PrimezeroError, match=r"ending rollout-0: Ray did not answer within 0\.1 s"):
-        within(0.1, "ending rollout-0", lambda: time.sleep(5))
-    assert time.monotonic() - begin < 3
+        within(0.1, "ending rollout-0", may_end.wait)
+    may_end.set()
     with pytest.raises(ZeroDivisionError):
-        within(5, "dividing", lambda: 1 / 0)
+        within(60, "dividing", lambda: 1 / 0)
     done = []
-    within(5, "appending", lambda: done.append(1))
+    within(60, "appending", lambda: done.append(1))
     assert done == [1]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from factories import make_closed
-from fake_worker import LINEAGE, FakeWorker, make_pool, until
+from fake_worker import LINEAGE, Clock, FakeWorker, make_pool, until
 from msgspec.structs import replace
 
 from learner.journal import Journal, Took
@@ -212,6 +212,7 @@ def test_a_batch_that_stalls_says_how_far_it_came(pools):
     worker = joined(pool, endpoint)
     pool.open_through(0, 9)
     worker.close_ticket(worker.get(msg.Work).tickets[0])
+    worker.get(msg.Ack)
     with pytest.raises(StreamTimeoutError, match="1 of 6 tickets of batch 0"):
         pool.wait_for_batch(0)
     worker.leave()
@@ -222,6 +223,7 @@ def test_a_wait_in_vain_names_why_the_last_worker_left(pools):
     worker = joined(pool, endpoint)
     pool.open_through(0, 9)
     worker.send(msg.Failed("the engine is dead"))
+    until(lambda: not pool.members())
     with pytest.raises(StreamTimeoutError, match=r"0 of 6 tickets.*rollout-0: the engine is dead"):
         pool.wait_for_batch(0)
     worker.leave()
@@ -314,16 +316,21 @@ def test_parity_within_tolerance_passes_and_beyond_it_stops():
 
 def test_who_waits_shows_life_and_who_does_not_shows_none(pools, monkeypatch):
     monkeypatch.setattr("learner.worker_pool.BEAT_S", 0.02)
-    pool, endpoint = pools(**{"stream.batch_timeout_s": 0.5})
+    clock = Clock()
+    pool, endpoint = pools(clock=clock, **{"stream.batch_timeout_s": 5000})
     beats: list[float] = []
-    pool._beat = lambda: beats.append(time.monotonic())
+
+    def beat() -> None:
+        beats.append(clock())
+        clock.pass_by(1000, pool)
+
+    pool._beat = beat
     worker = joined(pool, endpoint)
     pool.open_through(0, 9)
-    before = len(beats)
+    assert beats == []
     with pytest.raises(StreamTimeoutError):
         pool.wait_for_batch(0)
-    after = len(beats)
-    assert after - before > 5
+    assert beats == [0, 1000, 2000, 3000, 4000]
     time.sleep(0.2)
-    assert len(beats) == after
+    assert len(beats) == 5
     worker.leave()

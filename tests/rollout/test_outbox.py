@@ -41,7 +41,7 @@ async def box():
 
 
 async def until(sent: Sent, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while len(sent) < count:
             await asyncio.sleep(0.001)
 

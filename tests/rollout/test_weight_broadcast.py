@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,13 @@ def transport(
 ) -> BroadcastTransport:
     settings = Settings(torch.float32, 1000, timeout_s, address)
     return BroadcastTransport(client, source, settings, device=CPU, make_root=GlooRoot)
+
+
+def lose_patience(monkeypatch: pytest.MonkeyPatch, sender: BroadcastTransport) -> None:
+    """Give up soon what hangs from here on. Until a group is complete a busy machine may need all the time there is."""
+    monkeypatch.setattr(sender._root, "_limit", timedelta(seconds=1))
+    for end in ("learner", "rollout"):
+        monkeypatch.setattr(f"{end}.weight_broadcast._MARGIN_S", 0.5 - sender._settings.timeout_s)
 
 
 def listening() -> set[tuple[str, int]]:
@@ -183,11 +191,12 @@ def test_death_in_the_middle_of_a_broadcast_ends_every_wait() -> None:
         dying.process.wait(60)
 
 
-def test_member_that_does_not_take_part_is_waited_for_no_longer_than_allowed() -> None:
+def test_member_that_does_not_take_part_is_waited_for_no_longer_than_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     source = DictSource(some_weights(1))
     client = PlainClient([engine(), engine()])
-    sender = transport(client, source, timeout_s=2.0)
+    sender = transport(client, source)
     sender.connect()
+    lose_patience(monkeypatch, sender)
     client.members[1].update = lambda info: None  # type: ignore[method-assign]
     with pytest.raises(WeightSyncError, match="weight sync: version 1 did not reach the engines"):
         sender.send(1)
@@ -267,12 +276,15 @@ def test_handshake_that_makes_no_sense_is_refused(change: dict[str, Any], messag
         lambda info: info.update(chunks=[]),
     ],
 )
-def test_update_that_is_not_the_models_is_refused_before_anything_is_received(damage: Any) -> None:
+def test_update_that_is_not_the_models_is_refused_before_anything_is_received(
+    monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
     source = DictSource(some_weights(1))
     client = PlainClient([engine()])
     client.change_info = damage
-    sender = transport(client, source, timeout_s=1.0)
+    sender = transport(client, source)
     sender.connect()
+    lose_patience(monkeypatch, sender)
     with pytest.raises(WeightSyncError, match=r"malformed|lacks|twice|has not|has shape|computes in|not 1099511627776"):
         sender.send(1)
     assert client.members[0].receiving is None
@@ -298,7 +310,7 @@ def nccl_engine(stuck: threading.Event | None = None) -> PlainEngine:
     class Peer(GlooPeer):
         def receive(self, buffer: torch.Tensor) -> None:
             if stuck is not None:
-                stuck.wait(60)
+                stuck.wait(200)
             super().receive(buffer)
 
     return PlainEngine(
@@ -308,35 +320,34 @@ def nccl_engine(stuck: threading.Event | None = None) -> PlainEngine:
 
 
 def test_engine_stuck_in_nccl_says_that_it_must_be_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout.weight_broadcast._MARGIN_S", 0.5)
-    monkeypatch.setattr("learner.weight_broadcast._MARGIN_S", 0.5)
     source, stuck = DictSource(some_weights(1)), threading.Event()
     client = PlainClient([nccl_engine()])
-    settings = Settings(torch.float32, 1000, 1.0, "127.0.0.1")
+    settings = Settings(torch.float32, 1000, 30.0, "127.0.0.1")
     sender = BroadcastTransport(client, source, settings, device=CPU, make_root=AsNccl)
     sender.connect()
     sender.send(1)
     assert same(client.members[0], source.weights)
     client.members = [nccl_engine(stuck)]
     sender.connect()
-    with pytest.raises(WeightSyncError, match=r"within 1 s; .* NCCL cannot be ended, so the engine must be restarted"):
+    lose_patience(monkeypatch, sender)
+    with pytest.raises(WeightSyncError, match=r"within 30 s; .* NCCL cannot be ended, so the engine must be restarted"):
         sender.send(2)
     stuck.set()
 
 
 def test_learner_stuck_in_nccl_says_that_it_must_be_restarted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner.weight_broadcast._MARGIN_S", 0.5)
     source, stuck = DictSource(some_weights(1)), threading.Event()
 
     class Stuck(AsNccl):
         def broadcast(self, buffer: torch.Tensor) -> None:
             super().broadcast(buffer)
-            stuck.wait(60)
+            stuck.wait(200)
 
     client = PlainClient([nccl_engine()])
-    settings = Settings(torch.float32, 10**6, 1.0, "127.0.0.1")
+    settings = Settings(torch.float32, 10**6, 30.0, "127.0.0.1")
     sender = BroadcastTransport(client, source, settings, device=CPU, make_root=Stuck)
     sender.connect()
+    lose_patience(monkeypatch, sender)
     with pytest.raises(WeightSyncError, match="hangs in nccl, which nothing can end: the learner must be restarted"):
         sender.send(1)
     with pytest.raises(WeightSyncError, match="last broadcast still hangs: the learner must be restarted"):
@@ -351,10 +362,10 @@ def test_what_nothing_can_end_is_left() -> None:
 
     def items() -> Iterator[int]:
         yield 1
-        stuck.wait(60)
+        stuck.wait(200)
         yield 2
 
-    given = bounded(items(), 0.3, lambda: WeightSyncError("too late"))
+    given = bounded(items(), 1.0, lambda: WeightSyncError("too late"))
     assert next(given) == 1
     with pytest.raises(WeightSyncError, match="too late"):
         next(given)

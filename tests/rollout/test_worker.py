@@ -17,6 +17,9 @@ from shared.errors import EngineError, HandshakeError, SentAwayError, WorkerFail
 from shared.ticket_wire import TicketFrame, TicketHeader
 
 LINEAGE = 4
+# Of a wait for what comes at once, and between things that no test waits for.
+PATIENCE_S = 60
+NEVER_S = 1e6
 PROBE = (1, 2, 3)
 SCORED = msg.UpdateFinished((-1.0, -1.0), 0.01)
 
@@ -48,7 +51,7 @@ class ScriptedLearner:
         await asyncio.Event().wait()
 
     async def next(self):
-        return await asyncio.wait_for(self.sent.get(), 5)
+        return await asyncio.wait_for(self.sent.get(), PATIENCE_S)
 
     async def quiet(self) -> bool:
         await asyncio.sleep(0.05)
@@ -112,6 +115,8 @@ def make_worker(monkeypatch):
     monkeypatch.setattr("rollout.worker.ChatTokenizer.from_folder", lambda folder: None)
     monkeypatch.setattr("rollout.worker.model_fingerprint", lambda folder: "m")
     monkeypatch.setattr("rollout.worker.tokenizer_fingerprint", lambda folder: "t")
+    for name in ("ALIVE_INTERVAL_S", "LIVENESS_INTERVAL_S"):
+        monkeypatch.setattr(f"rollout.worker.{name}", NEVER_S)
     return lambda client: RolloutWorker(load_config(None), WorkerSpec("rollout-0", "nowhere"), ScriptedEngine(), client)
 
 
@@ -176,7 +181,7 @@ async def test_one_that_is_refused_says_so_though_its_hello_cannot_be_sent(make_
 
     monkeypatch.setattr("rollout.worker.LAST_WORDS_S", 0.01)
     with pytest.raises(HandshakeError, match="does not know this worker's key"):
-        await asyncio.wait_for(make_worker(Refusing()).run(), 5)
+        await asyncio.wait_for(make_worker(Refusing()).run(), PATIENCE_S)
 
 
 async def test_tickets_are_numbered_as_they_close(worker):
@@ -185,7 +190,7 @@ async def test_tickets_are_numbered_as_they_close(worker):
     closed = [await learner.next(), await learner.next()]
     assert [c.sequence for c in closed] == [0, 1]
     await learner.inbox.put(msg.Bye())
-    await asyncio.wait_for(worker.running, 5)
+    await asyncio.wait_for(worker.running, PATIENCE_S)
 
 
 async def test_no_ticket_leaves_before_the_first_weights_are_proven(worker):
@@ -252,7 +257,7 @@ async def test_a_learner_that_cannot_be_told_does_not_hold_up_the_end(worker, mo
     learner.send = blocked
     await learner.inbox.put(msg.Refused("no longer"))
     with pytest.raises(SentAwayError, match="no longer"):
-        await asyncio.wait_for(worker.running, 5)
+        await asyncio.wait_for(worker.running, PATIENCE_S)
 
 
 async def test_a_worker_that_is_refused_says_why(worker):
@@ -273,12 +278,12 @@ async def test_the_engine_sleeps_and_wakes_when_told(worker):
 async def test_it_says_that_it_is_alive_until_its_engine_is_not(worker, monkeypatch):
     monkeypatch.setattr("rollout.worker.ALIVE_INTERVAL_S", 0.001)
     monkeypatch.setattr("rollout.worker.LIVENESS_INTERVAL_S", 0.001)
-    for coroutine in (worker._watch_engine(), worker._say_alive()):  # those that run keep the longer intervals
+    for coroutine in (worker._watch_engine(), worker._say_alive()):  # those that run wait for ever
         worker._start(coroutine, worker._watching)
     assert [await worker.learner.next() for _ in range(3)] == [msg.Alive()] * 3
     worker._engine.unusable = True
     with pytest.raises(EngineError):
-        await asyncio.wait_for(worker.running, 5)
+        await asyncio.wait_for(worker.running, PATIENCE_S)
     sent = [worker.learner.sent.get_nowait() for _ in range(worker.learner.sent.qsize())]
     assert sent[-1] == msg.Failed("it is unusable")
 
@@ -338,24 +343,28 @@ async def test_signs_of_life_come_from_round_trips_through_the_engine_alone(work
     worker._beat = lambda: beats.append(1)
     monkeypatch.setattr(worker._engine, "check_alive", answers.acquire, raising=False)
     watching = asyncio.create_task(worker._watch_engine())
-    await asyncio.sleep(0.3)
-    assert len(beats) == 2  # the third time the engine does not answer
-    answers.release()
-    await asyncio.sleep(0.1)
-    assert len(beats) == 3
+    for answered in (2, 3):
+        while len(beats) < answered:
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.1)
+        assert len(beats) == answered  # the next time the engine does not answer
+        answers.release()
     watching.cancel()
 
 
 async def test_while_the_engine_starts_the_worker_shows_life(monkeypatch):
+    beats = []
+
     async def start(*_, **__):
-        await asyncio.sleep(0.1)
+        while len(beats) < 3:
+            await asyncio.sleep(0.001)
         return "engine"
 
     monkeypatch.setattr("rollout.worker.ALIVE_INTERVAL_S", 0.01)
     monkeypatch.setattr("rollout.worker.Engine.start", start)
-    beats = []
-    assert await _start_engine(load_config(None), lambda: beats.append(1)) == "engine"
-    assert (before := len(beats)) > 2
+    starting = _start_engine(load_config(None), lambda: beats.append(1))
+    assert await asyncio.wait_for(starting, PATIENCE_S) == "engine"
+    before = len(beats)
     await asyncio.sleep(0.1)
     assert len(beats) == before
 
