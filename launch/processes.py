@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import random
 import socket
 import sys
 import threading
@@ -15,6 +16,10 @@ import psutil
 
 from shared.config_placement import is_loopback
 from shared.errors import PlacementError, PrimezeroError
+
+# Those below are Ray's, where a cluster's machines are joined by hand.
+LOWEST_PORT = 20_000
+PORTS_TRIED = 20
 
 
 def be_private() -> None:
@@ -74,18 +79,35 @@ def within(limit_s: float, what: str, call: Callable[[], object]) -> None:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of this address that nobody listens at now. PlacementError where it is no address of this machine."""
+    """A port of this address that nobody listens at now. PlacementError where it is no address of this machine.
+
+    None, if possible, that the kernel gives by itself to whoever asks for any: who is to listen at it takes a while.
+    """
+    lasting = range(LOWEST_PORT, _first_passing_port())
+    candidates = random.SystemRandom().sample(lasting, min(PORTS_TRIED, len(lasting)))
     try:
         family = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][0]
-        with socket.socket(family) as probe:
-            probe.bind((host, 0))
-            port: int = probe.getsockname()[1]
-            return port
+        for candidate in candidates:
+            with contextlib.suppress(OSError):
+                return _bound_port(family, host, candidate)
+        return _bound_port(family, host, 0)
     except OSError as error:
         raise PlacementError(
             f"nothing can listen at {host} on this machine ({error.strerror or error}): set placement.host to an "
             "address of it that the other machines reach"
         ) from error
+
+
+def _bound_port(family: socket.AddressFamily, host: str, port: int) -> int:
+    with socket.socket(family) as probe:
+        probe.bind((host, port))
+        bound: int = probe.getsockname()[1]
+        return bound
+
+
+def _first_passing_port() -> int:
+    """The lowest of those that the kernel gives to connections, and to whoever listens at any port."""
+    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
 
 def listen_towards(host: str) -> None:

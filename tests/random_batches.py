@@ -1,6 +1,5 @@
 """Random batches and process groups for the learner's tests."""
 
-import socket
 from collections.abc import Sequence
 from itertools import cycle
 
@@ -50,9 +49,3 @@ def random_batch(
         row_weights=torch.where(torch.rand(rows, generator=g) < 0.5, 1.0, 0.125),
         staleness=torch.randint(0, 3, (response_tokens,), generator=g),
     )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

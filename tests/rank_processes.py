@@ -10,9 +10,10 @@ from typing import Any
 import msgspec
 import torch
 from plain_policy import CONFIG, gradients_of, make_policy, weights_of
-from random_batches import free_port, random_batch
+from random_batches import random_batch
 from safetensors.torch import load_file, save_file
 
+from launch.processes import free_port
 from learner.batch import TrainingBatch
 from learner.packing import MicroBatch, StepPlan
 from learner.policy import Policy

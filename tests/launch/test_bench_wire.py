@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from random_batches import free_port
 
 from launch.bench.wire_parts import in_messages
 from launch.cli import main
+from launch.processes import free_port
 from shared.messages import MAX_TICKETS_PER_MESSAGE
 
 FIGURES = {

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 
 import psutil
 import pytest
 
+from launch import processes
 from launch.processes import free_port, listen_towards, logged
 from shared.config_placement import is_loopback
 from shared.errors import PlacementError
@@ -47,6 +49,21 @@ def test_a_port_is_free_at_the_address_asked_for():
     assert 0 < free_port("127.0.0.2") < 2**16
     with pytest.raises(PlacementError, match=r"listen at 203\.0\.113\.7 .*placement\.host"):
         free_port("203.0.113.7")
+
+
+def test_a_port_to_listen_at_later_is_none_that_the_kernel_gives_away_meanwhile(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as given:
+        passing = given.getsockname()[1]
+    assert processes._first_passing_port() <= passing
+    ports = [free_port() for _ in range(20)]
+    assert max(ports) < processes._first_passing_port()
+    assert len(set(ports)) > 1
+    with socket.create_server(("127.0.0.1", ports[0])):
+        monkeypatch.setattr(processes, "LOWEST_PORT", ports[0])
+        monkeypatch.setattr(processes, "_first_passing_port", lambda: ports[0] + 1)
+        assert free_port() != ports[0]
+    monkeypatch.setattr(processes, "_first_passing_port", lambda: 1024)
+    assert free_port() >= 1024
 
 
 def test_every_thread_and_child_keeps_to_its_cores():

@@ -8,9 +8,9 @@ import sys
 import tempfile
 
 import pytest
-from random_batches import free_port
 
 from launch import ray_instance
+from launch.processes import free_port
 from shared.errors import PlacementError
 
 

@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable
 
 import pytest
-from random_batches import free_port
 from whole_runs import Run, loaded
 
+from launch.processes import free_port
 from shared.config_file import load_config
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]

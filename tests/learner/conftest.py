@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from random_batches import VOCABULARY, free_port
+from random_batches import VOCABULARY
 from safetensors.torch import load_file, save_file
+
+from launch.processes import free_port
 
 torch.set_num_threads(1)
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 
-from random_batches import free_port
+from launch.processes import free_port
 
 SCRIPT = """
 import psutil, torch.distributed

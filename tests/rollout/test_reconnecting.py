@@ -13,9 +13,9 @@ import pytest
 from cut_proxy import CutProxy
 from factories import make_closed
 from fake_worker import make_pool
-from random_batches import free_port
 
 import learner.worker_pool
+from launch.processes import free_port
 from rollout.worker import RolloutWorker, WorkerSpec
 from shared import messages as msg
 from shared.config_file import load_config

@@ -11,18 +11,13 @@ from dataclasses import replace
 import pytest
 import zmq
 
+from launch.processes import free_port
 from shared import messages as msg
 from shared.errors import ConfigError, HandshakeError, MessageError
 from shared.transport import StreamClient, StreamServer, check_address, make_keys
 from shared.transport.rejections import Rejections
 
 MIB = 2**20
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Stream:

@@ -4,10 +4,11 @@ import os
 
 import pytest
 from plain_policy import CONFIG, make_policy
-from random_batches import free_port, random_batch
+from random_batches import random_batch
 
 from launch.plan.learner_memory import learner_states
 from launch.plan.sizes import ModelSizes, folder_sizes
+from launch.processes import free_port
 from shared.config import LearnerConfig
 
 # An odd number of parameters, which DeepSpeed pads.

@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from random_batches import free_port
 from recorded_runs import write_records
 
 from launch.cli import main
+from launch.processes import free_port
 from shared.config_file import dump_toml, load_config
 from shared.episodes import Task
 
