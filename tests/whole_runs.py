@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import tempfile
@@ -12,6 +13,7 @@ import pytest
 from used_segments import UsedSegments
 
 from launch.bench.started_run import CONFIG, StartedRun
+from launch.marked_processes import VARIABLE
 from learner.audit import audit
 
 SMALL = {
@@ -49,9 +51,17 @@ class Run(StartedRun):
         """The rest of the output, once the run has ended."""
         return self.process.communicate(timeout=300)[0]
 
-    def process_named(self, kind: str, which: int = 0) -> psutil.Process:
-        """One of the run's processes of a kind, in the order of their ids: as Ray or vLLM has named it."""
-        return self.find(kind)[which]
+    def commands(self) -> list[str]:
+        """Name and command line of each of the run's processes, but of those that end meanwhile."""
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(" ".join([process.name(), *process.cmdline()]))
+        return found
+
+    def process_named(self, kind: str, owner: str = "") -> psutil.Process:
+        """The first of the run's processes of a kind: as Ray or vLLM has named it. owner: or that of this name."""
+        return next(each for each in self.find(kind) if each.environ().get(VARIABLE, "").endswith(owner))
 
 
 def check_records(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -99,6 +100,7 @@ def test_ray_s_own_processes_are_known_too_and_nobody_else_can_enter_the_folder(
     mark = f"{cluster.folder}/ray"
     children = set(psutil.Process().children(recursive=True)) - cluster.others
     known = marked_processes.marked(mark)[mark] | marked_processes.unnamed(cluster.folder)
+    children = {child for child in children if lives(child)}  # some that Ray asks about the machine end by themselves
     assert {"raylet", "gcs_server"} <= {child.name() for child in children}
     assert children <= known
     assert cluster.folder.stat().st_mode & 0o077 == 0
@@ -117,8 +119,10 @@ def test_one_that_returns_or_raises_says_what(cluster):
 
 
 def test_ray_listens_on_loopback_alone_and_asks_for_a_token(cluster):
-    processes = psutil.Process().children(recursive=True)
-    ports = {c.laddr for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    ports = set()
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            ports |= {c.laddr for c in process.net_connections("inet") if c.status == psutil.CONN_LISTEN}
     assert ports
     assert {address.ip.removeprefix("::ffff:") for address in ports} == {"127.0.0.1"}
     token = cluster.folder / "token"
@@ -161,9 +165,16 @@ def beats_once_asked_again(cluster: SimpleNamespace) -> int:
     return cluster.processes.beats()[STOPPED]
 
 
+def wait_for_more_beats(cluster: SimpleNamespace, before: int) -> int:
+    """Or until the test's own time limit."""
+    while (beats := cluster.processes.beats()[STOPPED]) <= before:
+        time.sleep(0.1)
+    return beats
+
+
 def test_one_that_is_stopped_holds_up_nobody_shows_no_life_and_can_be_ended(cluster):
     parent, child, held = start(cluster, STOPPED)
-    first = beats_once_asked_again(cluster)
+    first = wait_for_more_beats(cluster, 0)
     parent.send_signal(signal.SIGSTOP)
     child.send_signal(signal.SIGSTOP)
     for _ in range(4):
@@ -171,7 +182,8 @@ def test_one_that_is_stopped_holds_up_nobody_shows_no_life_and_can_be_ended(clus
     assert STOPPED in cluster.processes.running()
     stopped = beats_once_asked_again(cluster)
     parent.send_signal(signal.SIGCONT)
-    assert beats_once_asked_again(cluster) > stopped >= first > 0
+    assert stopped >= first
+    wait_for_more_beats(cluster, stopped)
     time.sleep(0.2)
     parent.send_signal(signal.SIGSTOP)
     cluster.processes.end([STOPPED])

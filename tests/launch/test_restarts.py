@@ -56,7 +56,7 @@ def test_a_run_outlives_its_worker_its_engine_and_its_learner(start):
 def test_a_learner_that_dies_before_its_first_checkpoint_begins_anew_also_when_the_run_is_to_stop(start):
     run = start(**{"run.steps": 10_000, "run.time_limit_s": "none", "run.checkpoint_every": 0, "learner.ranks": 2})
     run.wait_for(r"step +3/")
-    run.process_named("LearnerProcess", 1).kill()
+    run.process_named("LearnerProcess", "/learner-1").kill()
     line = run.wait_for("is started again")
     assert line.startswith("the process of learner-1 died; learner is started again from the beginning, lineage 1 ")
     run.press_ctrl_c()

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,7 +63,7 @@ def served(model: Path, log: Path) -> Iterator[str]:
                 try:
                     urllib.request.urlopen(f"{address}/health", timeout=5).close()
                     break
-                except urllib.error.URLError:
+                except OSError:  # refused, or answered too late
                     time.sleep(1)
             yield address
         finally:
