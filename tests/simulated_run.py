@@ -86,7 +86,7 @@ class SimulatedRun:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(learner.worker_pool, "StreamServer", Wire)
             settings = {"selfplay.max_staleness": self.max_staleness, "rollout.max_open_tickets": 4}
-            self.pool = make_pool("nowhere", self._seeds, **place, **settings)
+            self.pool = make_pool("nowhere", self._seeds, clock=lambda: 0.0, **place, **settings)
         self.wire: Wire = self.pool._server
 
     # --- events ---
