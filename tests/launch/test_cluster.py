@@ -17,7 +17,7 @@ import pytest
 from placed_runs import CONFIGS, TINY
 from whole_runs import Run, check_records
 
-from launch.marked_processes import marked
+from launch.marked_processes import end, marked
 from launch.private_folder import RECORD_FILE
 from shared.config_file import load_config
 
@@ -57,8 +57,12 @@ def machines() -> Iterator[Machines]:
         with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             address = next(line.strip() for line in process.stdout if line.startswith(HERE))
-            yield Machines(address, token, Path(folder), psutil.Process(process.pid))
+            made = Machines(address, token, Path(folder), psutil.Process(process.pid))
+            yield made
+            helpers = made.processes()
             process.communicate(timeout=120)
+            # Some would stay for a while, and have files in the folder until then.
+            assert end(helpers, leave_s=0, killed_s=60) == []
 
 
 @pytest.fixture

@@ -19,10 +19,10 @@ CLEAN_S = 60.0
 RAYS_HELPERS = ("raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent")
 
 
-def listening(pids: set[int] | None = None) -> set[int]:
-    """TCP ports that these processes, or any at all, listen on."""
+def listening(pids: set[int | None]) -> set[int]:
+    """TCP ports that these processes listen on. None: whoever has let go of its files, but not yet of its ports."""
     connections = psutil.net_connections("tcp")
-    return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN and (pids is None or c.pid in pids)}
+    return {c.laddr.port for c in connections if c.status == psutil.CONN_LISTEN and c.pid in pids}
 
 
 def test_of_a_run_whose_launcher_is_killed_nothing_is_left_and_the_same_command_goes_on(start, record_property):
@@ -31,7 +31,8 @@ def test_of_a_run_whose_launcher_is_killed_nothing_is_left_and_the_same_command_
     run.wait_for(r"step +3/")
     helpers = run.commands()
     assert [kind for kind in RAYS_HELPERS if not any(kind in helper for helper in helpers)] == [], helpers
-    segments, ports = used_by(run.processes()), listening({process.pid for process in run.processes()})
+    pids: set[int | None] = {process.pid for process in run.processes()}
+    segments, ports = used_by(run.processes()), listening(pids)
     assert segments
     assert ports
     (private,) = run.temporary.glob("primezero-*")
@@ -40,8 +41,8 @@ def test_of_a_run_whose_launcher_is_killed_nothing_is_left_and_the_same_command_
     run.process.kill()
     killed = time.monotonic()
     # A process that is about to end has no environment any more to be known by, but still its ports.
-    while run.processes() or private.exists() or ports & listening():
-        assert time.monotonic() - killed < CLEAN_S, [*run.processes(), private, ports & listening()]
+    while run.processes() or private.exists() or ports & listening(pids | {None}):
+        assert time.monotonic() - killed < CLEAN_S, [*run.processes(), private, ports & listening(pids | {None})]
         time.sleep(0.05)
     record_property("seconds until nothing is left", round(time.monotonic() - killed, 2))
     assert [path for path in segments if path.exists()] == []

@@ -6,10 +6,12 @@ import socket
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 
 from launch import ray_instance
+from launch.marked_processes import end, marked, unnamed
 from launch.processes import free_port
 from shared.errors import PlacementError
 
@@ -42,17 +44,19 @@ def unwind(number, frame):
     sys.exit(7)
 
 signal.signal(signal.SIGTERM, unwind)
-ray_instance.start_own(Path(sys.argv[1]), mark="test", cpus=1, gpus=0)
+ray_instance.start_own(Path(sys.argv[1]), mark=f"{sys.argv[1]}/ray", cpus=1, gpus=0)
 os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(20)
+time.sleep(600)
 """
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(120)
 def test_who_ends_a_run_is_heard_by_its_own_handlers_and_not_by_rays():
     with tempfile.TemporaryDirectory(prefix="pz") as folder:
-        ended = subprocess.run([sys.executable, "-c", ENDED, folder], capture_output=True, text=True, timeout=100)
+        ended = subprocess.run([sys.executable, "-c", ENDED, folder], capture_output=True, text=True, timeout=250)
+        # Its helpers would stay for a while, and have files in the folder until then.
+        helpers = unnamed(Path(folder)).union(*marked(folder).values())
+        assert end(helpers, leave_s=0, killed_s=60) == []
         assert ended.returncode == 7, ended.stderr
         assert ended.stdout == "unwinding\n"
         assert "SIGTERM received" not in ended.stderr

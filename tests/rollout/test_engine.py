@@ -118,10 +118,10 @@ def test_late_request_is_aborted(engine: Engine, loop: LoopThread, monkeypatch: 
 def test_start_gives_up_in_time_and_leaves_no_process(engine: Engine, loop: LoopThread, tmp_path: Path) -> None:
     folder = save(tiny_model(seed=0), tmp_path)
     limits = RolloutConfig(start_timeout_s=3)
-    before = psutil.Process().children(recursive=True)
+    before = set(psutil.Process().children(recursive=True))
     with pytest.raises(EngineError, match="start_timeout_s"):
         loop.run(start_engine(folder, rollout=limits))
-    assert psutil.Process().children(recursive=True) == before
+    assert set(psutil.Process().children(recursive=True)) <= before
 
 
 CHILD_OF_A_KILLED_PARENT = """
