@@ -91,7 +91,7 @@ def run_ranks(world_size: int, model_folder: Path, reference: Path, cases: Seque
         for process in ranks:
             process.start()
         for process in ranks:
-            process.join(timeout=300)
+            process.join(timeout=500)
         assert [process.exitcode for process in ranks] == [0] + [1] * (world_size - 1)
     finally:
         for process in ranks:

@@ -49,7 +49,7 @@ class Run(StartedRun):
 
     def finish(self) -> str:
         """The rest of the output, once the run has ended."""
-        return self.process.communicate(timeout=300)[0]
+        return self.process.communicate(timeout=900)[0]
 
     def commands(self) -> list[str]:
         """Name and command line of each of the run's processes, but of those that end meanwhile."""

@@ -123,7 +123,7 @@ def test_a_learner_that_was_killed_is_an_error_with_the_end_of_its_log(tmp_path)
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize(
     ("arm", "measured", "counted"),
     [("generate", {"sampling", "update"}, [3, 4]), ("overlap", {"rollout", "learner"}, [9, 10])],

@@ -18,7 +18,6 @@ SIZES = (
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(300)
 def test_both_arms_sample_the_same_and_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = [*SIZES.split(), "--max-sequences", "8", "--max-open-tickets", "10"]
     assert main(["bench", "rollout", *sizes, "--json", str(tmp_path / "rollout.json")]) == 0

@@ -13,7 +13,7 @@ FIGURES = {
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(600)  # two engines
+@pytest.mark.timeout(1200)  # two engines
 def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--model tiny --vocabulary 64 --syncs 2 --requests 4 --prompt-tokens 8 --steady-steps 4 --steady-s 0.1"
     assert (

@@ -21,7 +21,7 @@ from launch.marked_processes import end, marked
 from launch.private_folder import RECORD_FILE
 from shared.config_file import load_config
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 HERE, OTHER = "127.0.0.2", "127.0.0.3"
 ROOT = Path(__file__).parents[2]

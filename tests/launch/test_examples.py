@@ -123,7 +123,7 @@ def test_quick_examples_run_as_printed(place, capsys):
 
 
 @pytest.mark.integration
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_readme_s_commands_run_one_after_the_other_in_quick_forms(tmp_path, format_model):
     """Those that start engines, as printed but for what makes them short: a model to begin with, steps, problems."""
     shorter = {
@@ -145,7 +145,7 @@ def test_the_readme_s_commands_run_one_after_the_other_in_quick_forms(tmp_path, 
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
             check=False,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )

@@ -12,7 +12,7 @@ from whole_runs import check_records
 from launch.marked_processes import lives
 from launch.segments import used_by
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 # On an idle machine it is two; Ray's helpers would stay for minutes, files and segments for good.
 CLEAN_S = 60.0

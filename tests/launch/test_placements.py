@@ -10,7 +10,7 @@ from whole_runs import check_records
 
 from shared.config_file import load_config
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 
 def test_second_gpu_s_configuration_runs_on_the_cpu_with_two_workers_and_two_ranks(start):

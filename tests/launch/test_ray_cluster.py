@@ -24,7 +24,7 @@ from rollout.worker import WorkerSpec
 from shared.config_file import load_config
 from shared.errors import EngineError
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(200)]
+pytestmark = pytest.mark.integration
 
 CONFIG = load_config(None, ["--rollout.workers=5", "--placement.device=cpu"])
 RETURNS, RAISES, KILLED, OTHER, STOPPED = rollout_names(CONFIG)

@@ -11,7 +11,7 @@ from whole_runs import loaded
 
 from learner.audit import audit
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 
 def test_a_run_whose_learner_was_killed_goes_on_from_its_last_checkpoint_by_the_same_command(start):

@@ -13,7 +13,7 @@ from whole_runs import Run, loaded
 from launch.processes import free_port
 from shared.config_file import load_config
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(1200)]
 
 
 def test_two_rollout_workers_at_learning_rate_zero_change_nothing(start, format_model):

@@ -7,7 +7,7 @@ from random_batches import random_batch
 
 pytestmark = pytest.mark.usefixtures("single_process")
 # Its first use compiles AdamW for the host's cores.
-COMPILING_S = 600
+COMPILING_S = 1200
 
 
 def config(*, offload: bool, zero_stage: int):

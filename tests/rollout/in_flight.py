@@ -108,7 +108,7 @@ class Running:
             self.sync(syncs)
         finally:
             self.loop._loop.call_soon_threadsafe(stop.set)
-        return traffic.result(250)
+        return traffic.result(500)
 
     def engine_error(self) -> float:
         """Largest difference between the engine's and transformers' log-probabilities of the probe."""

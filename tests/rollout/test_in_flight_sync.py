@@ -155,10 +155,10 @@ def test_scores_are_of_one_version(running: Running, mode: dict[str, object]) ->
     traffic = running.traffic(stop, pairs=16, singles=0)
     running.sync(5)
     running.loop._loop.call_soon_threadsafe(stop.set)
-    traffic.result(250)
+    traffic.result(500)
     expected = [reference_logprobs(running.versions[v], PROBE) for v in range(first, running.engine.version + 1)]
     seen = [
-        [bool(np.abs(scores - reference).max() < TOLERANCE) for reference in expected] for scores in scoring.result(250)
+        [bool(np.abs(scores - reference).max() < TOLERANCE) for reference in expected] for scores in scoring.result(500)
     ]
     assert all(sum(matches) == 1 for matches in seen)
     assert len({matches.index(True) for matches in seen}) > 1

@@ -22,7 +22,7 @@ VOCABULARY = 378
 EOS = 2
 NEVER_SAMPLED = VOCABULARY + 1
 MAX_MODEL_LEN = 512
-ROLLOUT = RolloutConfig(max_sequences=32, start_timeout_s=240, request_timeout_s=120)
+ROLLOUT = RolloutConfig(max_sequences=32, start_timeout_s=500, request_timeout_s=300)
 
 
 class LoopThread:
@@ -33,7 +33,7 @@ class LoopThread:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
 
-    def run(self, call: Coroutine[Any, Any, T], timeout_s: float = 280) -> T:
+    def run(self, call: Coroutine[Any, Any, T], timeout_s: float = 550) -> T:
         return asyncio.run_coroutine_threadsafe(call, self._loop).result(timeout_s)
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ def test_a_block_is_as_large_as_in_vllms_own_specification(shape, dtype, item):
 def test_a_running_engines_cache_has_blocks_of_that_size(model_folder, tmp_path):
     answer = tmp_path / "answer.json"
     program = Path(__file__).with_name("cache_blocks.py")
-    subprocess.run([sys.executable, str(program), str(model_folder), str(answer)], timeout=240, check=True)
+    subprocess.run([sys.executable, str(program), str(model_folder), str(answer)], timeout=500, check=True)
     found = json.loads(answer.read_text())
     model = model_sizes(str(model_folder))
     block = block_bytes(model, item=2, block_size=32)
