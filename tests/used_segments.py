@@ -24,10 +24,14 @@ class UsedSegments:
 
     def __init__(self, processes: Callable[[], Iterable[psutil.Process]]) -> None:
         self.seen: set[Path] = set()
-        self._processes = processes
+        self._watched = [processes]
         self._enough = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
+
+    def watch(self, processes: Callable[[], Iterable[psutil.Process]]) -> None:
+        """These too."""
+        self._watched.append(processes)
 
     def left(self) -> set[Path]:
         """Ends the watch; what is still there, and used by nobody. Python removes semaphores a little later."""
@@ -44,5 +48,6 @@ class UsedSegments:
 
     def _watch(self) -> None:
         while not self._enough.wait(_EVERY_S):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                self.seen |= used_by(self._processes())
+            for processes in self._watched:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    self.seen |= used_by(processes())

@@ -70,7 +70,14 @@ def start_there(start, machines: Machines, monkeypatch) -> Callable[..., Run]:
     """Starts a run with one learner rank on this machine, a worker on each."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", machines.token)
     placed = {"placement.ray_address": machines.address, "learner.ranks": 1}
-    return lambda **overrides: start(config=CONFIGS / "cluster.toml", **(TINY | placed | overrides))
+
+    def begin(**overrides: object) -> Run:
+        run = start(config=CONFIGS / "cluster.toml", **(TINY | placed | overrides))
+        # What is a run's own is known by what the launcher's environment has; that of what Ray starts has it not.
+        run.segments.watch(machines.processes)
+        return run
+
+    return begin
 
 
 def of_the_run(machines: Machines, run: Run) -> dict[str, set[psutil.Process]]:
