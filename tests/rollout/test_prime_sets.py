@@ -92,7 +92,7 @@ def test_the_largest_configurable_range_works_quickly(settings):
     for task in Task:
         for each in env.seed_problems(task, 5, random.Random(0), batch=0):
             assert env.judge_proposal(task, f"<answer>{each.content}</answer>", batch=0).problem == each
-    assert time.process_time() - started < 60
+    assert time.process_time() - started < 200  # five on an idle machine; pair by pair it would be hours
 
 
 @pytest.mark.parametrize("prompts", ["short", "instruct"])
