@@ -48,4 +48,5 @@ def start(tmp_path: Path, format_model: Path) -> Iterator[Callable[..., Run]]:
         assert list(run.temporary.glob("primezero-*")) == []
         assert [path for path in run.temporary.rglob("*") if path.is_socket()] == []
         shutil.rmtree(run.temporary)
-    assert all(run.segments.seen for run in runs if run.step())  # or nothing has been watched
+    if any(run.step() for run in runs):
+        assert any(run.segments.seen for run in runs)  # or nothing has been watched
