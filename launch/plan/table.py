@@ -26,7 +26,8 @@ def plan_table(plan: RunPlan, model: ModelSizes, name: str) -> str:
     lines += ["", f"a step: {first.sampled:,} sequences, at most {first.sampled * first.longest:,} tokens"]
     if plan.learner.offload:
         lines.append(
-            f"the optimizer is offloaded: {plan.host / GIB:.1f} GiB in the host's memory, and AdamW runs on its cores"
+            f"the optimizer is offloaded: {plan.host / GIB:.1f} GiB in the host's memory, where AdamW runs on "
+            "learner.threads of its cores"
         )
     return "\n".join(lines)
 
