@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -104,24 +105,36 @@ def pack(groups: Sequence[PromptGroup], *, parts: int, max_tokens: int) -> list[
     return [_joined(sequences[start:end]) for start, end in pairwise([*starts, len(sequences)])]
 
 
-def _costs(group: PromptGroup) -> Iterator[tuple[int, int]]:
-    """Of each response in turn, the tokens it takes behind the one before it; and as the first, which are its keys."""
-    new = len(group.prompt) - group.shared
+class _Cost(NamedTuple):
+    """Of a response: tokens, and at most so many keys, behind the response before it, and as the first of a pack."""
+
+    tokens_behind: int
+    keys_behind: int
+    tokens_first: int
+    keys_first: int
+
+
+def _costs(group: PromptGroup) -> Iterator[_Cost]:
+    """Of each response in turn."""
+    prompt, shared = len(group.prompt), group.shared
+    # A prompt's end is a stretch that is given the whole prompt; where it leaves the one before, that one is cut, and
+    # what they share is a stretch by itself.
+    new, stretches = prompt - shared, prompt + shared
     for response in group.responses:
         own = len(response.ids) - 1
-        yield new + own, len(group.prompt) + own
-        new = 0
+        yield _Cost(new + own, stretches + prompt + own, prompt + own, prompt + prompt + own)
+        new = stretches = 0
 
 
-def _fill(costs: Sequence[tuple[int, int]], capacity: int, most_keys: int) -> list[int]:
+def _fill(costs: Sequence[_Cost], capacity: int, most_keys: int) -> list[int]:
     """Where packs start, each as full as it can be."""
     starts: list[int] = []
     room = keys = -1
-    for index, (behind, whole) in enumerate(costs):
-        room, keys = room - behind, keys - whole
+    for index, cost in enumerate(costs):
+        room, keys = room - cost.tokens_behind, keys - cost.keys_behind
         if room < 0 or keys < 0:
             starts.append(index)
-            room, keys = capacity - whole, most_keys - whole
+            room, keys = capacity - cost.tokens_first, most_keys - cost.keys_first
     return starts
 
 
