@@ -124,6 +124,9 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    if on_cpu():
+        # Ten to twenty seconds of a compiler at each start, for the rank of each sampled token, which nobody asks for.
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
     arguments = AsyncEngineArgs(
         model=str(model),
         dtype=dtype,

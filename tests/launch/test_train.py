@@ -56,6 +56,7 @@ def test_two_learner_ranks_train_and_the_run_is_recorded(start, format_model):
     assert all(0 < s["sync"]["probe_difference"] < 1e-4 for s in steps)
     assert sum(s["response_tokens"] for s in steps) == summary["tokens_generated"]
     assert load_config(run.folder / "config.toml").learner.ranks == 2
+    assert list(run.temporary.glob("torchinductor*")) == []  # on the CPU nothing is compiled
     before, after = loaded(format_model), loaded(run.folder / "model")
     assert any(not before[name].equal(after[name]) for name in before)
     from transformers import AutoModelForCausalLM, AutoTokenizer
