@@ -83,6 +83,8 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
     run = start(**{"run.steps": 10_000})
     run.wait_for(moment)
     time.sleep(3)
+    for learner in run.find("LearnerProcess"):
+        learner.suspend()  # it might be done before the second time
     run.press_ctrl_c()
     run.wait_for("stopping after this step")
     run.press_ctrl_c()
