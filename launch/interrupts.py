@@ -43,9 +43,7 @@ class Interrupts:
 
     def _on_signal(self, signum: int, _: object) -> None:
         if signum == signal.SIGTERM or self._interrupted:
-            self._leaving = signum
-            for each in _SIGNALS:  # cleaning up is not to be interrupted
-                signal.signal(each, signal.SIG_IGN)
+            self._leaving = self._leaving or signum  # more of them change nothing
         else:
             self._interrupted = True
             self._stop_file.touch()

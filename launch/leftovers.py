@@ -78,7 +78,7 @@ def _kill(folder: str) -> tuple[set[Path], list[psutil.Process]]:
     deadline = time.monotonic() + KILLED_S
     while True:
         # Again and again: one that has been killed may have started another just before.
-        marked = marked_processes.unnamed(Path(folder)).union(*marked_processes.marked(f"{folder}/").values())
+        marked = marked_processes.of_start(Path(folder))
         used |= segments.used_by(marked - everyone)  # killed, they cannot be asked any more
         everyone |= marked
         living = [process for process in everyone if marked_processes.lives(process)]

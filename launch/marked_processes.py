@@ -26,6 +26,11 @@ def marked(prefix: str) -> dict[str, set[psutil.Process]]:
     return found
 
 
+def of_start(folder: Path) -> set[psutil.Process]:
+    """All that are left of a start with this private folder, which its marks begin with."""
+    return unnamed(folder).union(*marked(f"{folder}/").values())
+
+
 def unnamed(folder: Path) -> set[psutil.Process]:
     """Other processes whose environment is overwritten from its start on, and that keep a file of this folder open.
 

@@ -52,8 +52,8 @@ class Machines:
     ) -> None:
         self._config = config
         self._folder = folder
-        self._check = check
         self._run_folder = run_folder
+        self._check = check
         self._local = LocalProcesses(folder, on_use)
         self._here: Machine | None = None
         self._placement = Placement((), {})
@@ -79,7 +79,6 @@ class Machines:
         self._check_others(placement)
         self._check()
         self._reserve(placement)
-        self._check()
 
     def close(self, shut_down: Callable[[], None]) -> None:
         """End all that the run has on any machine; `shut_down` has Ray let go of it."""

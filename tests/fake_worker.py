@@ -191,13 +191,6 @@ class Clock:
             pool._changed.notify_all()
 
 
-def until(condition: Callable[[], object]) -> None:
-    """Wait for what another thread does; a test that waits in vain runs into its own time limit."""
-    pause = threading.Event()
-    while not condition():
-        pause.wait(0.005)
-
-
 class ObedientWorker(FakeWorker):
     """Says hello, answers calls, closes tickets with the weights that it has, as a real worker does; has no engine.
 

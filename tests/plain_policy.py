@@ -26,6 +26,19 @@ CAPPED = TrustRegionConfig(importance_cap=1.1)
 ICEPOP = TrustRegionConfig(correction="icepop", band_low=0.6, band_high=1.6)
 SEQUENCE_MASK = TrustRegionConfig(correction="sequence_mask", band_low=0.6, band_high=1.6)
 UNCORRECTED = TrustRegionConfig(correction="none")
+# Every branch of a step's passes.
+PASSES: list[dict[str, Any]] = [
+    {"trust_region": CAPPED},
+    {"trust_region": ICEPOP},
+    {"trust_region": SEQUENCE_MASK},
+    {"trust_region": UNCORRECTED},
+    {"averaging": "sequence"},
+    {"kl_coefficient": 0.3, "kl_estimator": "k1"},
+    {"kl_coefficient": 0.3, "kl_estimator": "k2"},
+    {"kl_coefficient": 0.3, "kl_estimator": "k3"},
+    {"entropy_coefficient": 0.0},
+    {"activation_checkpointing": True},
+]
 SEVERAL_STEPS = {
     "optimizer_steps_per_batch": 3,
     "max_tokens": 40,

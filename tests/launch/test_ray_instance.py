@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launch import ray_instance
-from launch.marked_processes import end, marked, unnamed
+from launch.marked_processes import end, of_start
 from launch.processes import free_port
 from shared.errors import PlacementError
 
@@ -55,8 +55,7 @@ def test_who_ends_a_run_is_heard_by_its_own_handlers_and_not_by_rays():
     with tempfile.TemporaryDirectory(prefix="pz") as folder:
         ended = subprocess.run([sys.executable, "-c", ENDED, folder], capture_output=True, text=True, timeout=250)
         # Its helpers would stay for a while, and have files in the folder until then.
-        helpers = unnamed(Path(folder)).union(*marked(folder).values())
-        assert end(helpers, leave_s=0, killed_s=60) == []
+        assert end(of_start(Path(folder)), leave_s=0, killed_s=60) == []
         assert ended.returncode == 7, ended.stderr
         assert ended.stdout == "unwinding\n"
         assert "SIGTERM received" not in ended.stderr

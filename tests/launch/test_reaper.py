@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from waiting import until
 
 from launch.leftovers import Leftovers
 from launch.marked_processes import VARIABLE, lives
@@ -58,12 +59,6 @@ def alive(mark: str) -> list[psutil.Process]:
             if mark.encode() in Path(f"/proc/{process.pid}/environ").read_bytes().split(b"\0") and lives(process):
                 found.append(process)
     return found
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    """Or until the test's own time limit."""
-    while not condition():
-        time.sleep(0.02)
 
 
 def ignored_signals(process: psutil.Process) -> set[int]:
@@ -132,7 +127,7 @@ def begin(tmp_path: Path) -> Iterator[Callable[..., Start]]:
 
 def test_of_a_launcher_that_is_killed_nothing_is_left_after_seconds(begin):
     start = begin()
-    wait_for(lambda: len(start.processes()) == 6)  # the launcher, its reaper, a shell and three that sleep
+    until(lambda: len(start.processes()) == 6)  # the launcher, its reaper, a shell and three that sleep
     assert start.segment.exists()
     os.killpg(start.process.pid, signal.SIGKILL)  # the reaper is not in its group
     start.wait_until_clean()
@@ -159,7 +154,7 @@ def test_signals_to_the_reaper_do_not_keep_it_from_its_work(begin, number):
     start = begin()
     reaper = start.reaper()
     assert os.getpgid(reaper.pid) == os.getsid(reaper.pid) == reaper.pid
-    wait_for(lambda: number in ignored_signals(reaper))  # from a moment after its start on
+    until(lambda: number in ignored_signals(reaper))  # from a moment after its start on
     reaper.send_signal(number)
     start.process.kill()
     start.wait_until_clean()
@@ -171,7 +166,7 @@ def test_when_the_reaper_is_killed_too_the_next_start_removes_everything(begin):
     reaper.kill()
     start.process.kill()
     start.process.wait(60)
-    wait_for(lambda: not lives(reaper) and len(start.left()) == 6)
+    until(lambda: not lives(reaper) and len(start.left()) == 6)
     time.sleep(0.5)
     assert len(start.left()) == 6
     remove_leftovers(start.run_folder)
@@ -198,7 +193,7 @@ def test_a_reaper_that_was_killed_is_replaced(tmp_path):
 def test_nothing_of_another_run_is_touched(begin):
     start, other = begin(), begin()
     assert start.private != other.private
-    wait_for(lambda: len(other.left()) == 8)
+    until(lambda: len(other.left()) == 8)
     start.process.kill()
     start.wait_until_clean()
     assert len(other.left()) == 8

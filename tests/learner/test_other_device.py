@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from other_device import ELSEWHERE, OtherDevice, is_elsewhere
-from plain_policy import CAPPED, CONFIG, ICEPOP, SEQUENCE_MASK, TEMPERATURE, UNCORRECTED
+from plain_policy import CONFIG, PASSES, TEMPERATURE
 from random_batches import VOCABULARY, random_batch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.attention.varlen import varlen_attn
@@ -104,20 +104,7 @@ def test_an_index_of_the_host_is_found(elsewhere):
     assert elsewhere.strays == ["aten.index.Tensor"]
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"trust_region": CAPPED},
-        {"trust_region": ICEPOP},
-        {"trust_region": SEQUENCE_MASK},
-        {"trust_region": UNCORRECTED},
-        {"averaging": "sequence"},
-        {"kl_coefficient": 0.3, "kl_estimator": "k2"},
-        {"kl_coefficient": 0.3, "kl_estimator": "k3"},
-        {"activation_checkpointing": True},
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("changes", PASSES, ids=str)
 def test_forward_loss_and_backward_stay_on_the_device(elsewhere, changes):
     policy = make_policy(CONFIG.model_copy(update=changes))
     plan = policy._plan(BATCHES["prefixes of prefixes"])

@@ -1,7 +1,8 @@
 """Workers that come late, go, and come back; a learner that comes back. Over real sockets, without engines."""
 
 import pytest
-from fake_worker import LINEAGE, Clock, FakeWorker, make_pool, until
+from fake_worker import LINEAGE, Clock, FakeWorker, make_pool
+from waiting import until
 
 from learner.worker_pool import WorkerPool
 from shared import messages as msg

@@ -8,7 +8,8 @@ from dataclasses import fields
 
 import numpy as np
 import pytest
-from fake_worker import SMALL_BATCHES, FourCalls, ObedientWorker, until
+from fake_worker import SMALL_BATCHES, FourCalls, ObedientWorker
+from waiting import until
 
 import learner.trainer
 from learner.checkpoint import CheckpointStore

@@ -4,7 +4,8 @@ import threading
 
 import numpy as np
 import pytest
-from fake_worker import Clock, FourCalls, ObedientWorker, make_pool, until
+from fake_worker import Clock, FourCalls, ObedientWorker, make_pool
+from waiting import until
 
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import SendStats

@@ -6,8 +6,9 @@ import time
 
 import pytest
 from factories import make_closed
-from fake_worker import LINEAGE, Clock, FakeWorker, make_pool, until
+from fake_worker import LINEAGE, Clock, FakeWorker, make_pool
 from msgspec.structs import replace
+from waiting import until
 
 from learner.journal import Journal, Took
 from learner.parity import check_parity
