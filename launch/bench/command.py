@@ -25,6 +25,7 @@ _BENCHMARKS = (
     soak.BENCHMARK,
     chaos.BENCHMARK,
 )
+_METAVARS = {int: "N", float: "X", str: "NAME", tuple: "A,B,..."}
 
 
 def add_bench(commands: Any) -> None:
@@ -53,6 +54,7 @@ def _add_setting(parser: argparse.ArgumentParser, field: Field[Any]) -> None:
         f"--{field.name.replace('_', '-')}",
         type=_names if several else type(default),
         default=default,
+        metavar=_METAVARS[type(default)],
         help=field.metadata["help"] + (f"; default {shown}" if shown != "" else ""),
     )
 

@@ -43,7 +43,9 @@ class SyncSettings:
     vocabulary: int = setting(2048, "tokens that a shape has")
     dtype: str = setting("bfloat16", "of the weights, as sent and in the engine; or float32")
     transport: str = setting("auto", "how the weights travel: shm, ipc, nccl, or auto, by the machine")
-    modes: tuple[str, ...] = setting(_DEFAULT_MODES, "what becomes of running requests, one or several")
+    modes: tuple[str, ...] = setting(
+        _DEFAULT_MODES, f"what becomes of running requests: one or several of {', '.join(MODES)}"
+    )
     syncs: int = setting(5, "syncs measured in each mode, after one that warms up")
     requests: int = setting(16, "requests that run meanwhile")
     prompt_tokens: int = setting(64, "of each request")

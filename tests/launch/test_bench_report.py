@@ -116,6 +116,15 @@ def test_what_cannot_be_measured_is_refused_before_anything_starts(capsys, argum
     assert said in capsys.readouterr().err
 
 
+def test_help_names_every_mode_and_no_option_repeats_its_name_as_its_value(capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", "sync", "--help"])
+    said = capsys.readouterr().out
+    assert ": one or several of keep, keep_kv, wait, abort" in " ".join(said.split())
+    assert "--steady-s X" in said
+    assert "STEADY" not in said
+
+
 @pytest.mark.parametrize("error", [BrokenPipeError(), EOFError(), ConnectionResetError()])
 def test_a_process_that_dies_without_a_word_is_an_error(error):
     @dataclass(frozen=True)

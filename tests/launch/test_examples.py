@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shlex
 import shutil
 import subprocess
@@ -14,38 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from recorded_runs import WrittenJournal, text_ticket, write_journal, write_records
+from printed_examples import COMMANDS, ROOT, all_examples, examples, make_place
 
 from launch.cli import _parser, _split_overrides, main
-from launch.completion import _commands
 from shared.config_file import load_config
-from shared.episodes import Task, Verdict
 
-ROOT = Path(__file__).parents[2]
-COMMANDS = {name: parser for name, parser in _commands(_parser()) if name not in ("", "bench")}
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
-# They start engines, train, measure, or write where a shell keeps its scripts.
-_LONG = ("train", "eval", "play", "bench", "init-model")
-
-
-def examples(text: str) -> list[str]:
-    """The primezero commands in a text, each on a line of its own but for continuations."""
-    joined = re.sub(r"\\\n\s*", "", text)
-    found = re.findall(r"^(?: *|examples?: )(primezero (?!COMMAND)[^\n]*)", joined, re.MULTILINE)
-    return [re.sub(r"(\s+#|\s+>|\s+\|).*", "", line) for line in found]
-
-
-def help_examples() -> list[str]:
-    return [line for parser in COMMANDS.values() for line in examples(parser.epilog or "")]
-
-
-def document_examples() -> list[str]:
-    blocks = (
-        block
-        for name in DOCUMENTS
-        for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL)
-    )
-    return [line for block in blocks for line in examples(block)]
+# They start engines, train, or measure; tests/launch/test_long_examples.py has them.
+LONG = ("train", "eval", "play", "bench", "init-model")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -55,7 +28,7 @@ def test_every_command_shows_an_example_of_itself(name):
     assert all(line.startswith(f"primezero {name}") for line in shown)
 
 
-@pytest.mark.parametrize("name", ["", *(name for name in COMMANDS if not name.startswith("bench"))])
+@pytest.mark.parametrize("name", ["", *COMMANDS])
 def test_help_fits_a_terminal(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
     with pytest.raises(SystemExit):
@@ -64,7 +37,7 @@ def test_help_fits_a_terminal(name, capsys, monkeypatch):
     assert max(map(len, lines)) <= 110
 
 
-@pytest.mark.parametrize("line", sorted({*help_examples(), *document_examples(), *examples(_parser().epilog or "")}))
+@pytest.mark.parametrize("line", all_examples())
 def test_every_example_is_understood(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     words, overrides = _split_overrides(shlex.split(line)[1:])
@@ -78,32 +51,19 @@ def place(tmp_path, format_model, monkeypatch) -> Path:
     import torch
     from safetensors.torch import load_file
 
-    settings = {"model.path": format_model, "environment.prompts": "short"}
-    for name in ("mine", "other"):
-        run = write_records(tmp_path / "runs" / name, 32, **settings)
-        write_journal(run, 31)
-        journal = WrittenJournal(run)
-        hard = text_ticket(31, 0, task=Task.INDUCTION, answers=("5", "4", "4", "4"))
-        journal.train(31, hard, text_ticket(31, 1, verdict=Verdict.UNPARSABLE))
-        journal.close()
-        shutil.copytree(format_model, run / "model", dirs_exist_ok=True)
-        (run / "summary.json").write_text(json.dumps({"steps": 32}))
+    make_place(tmp_path, format_model)
     weights = {f"causal_lm.{k}": tensor for k, tensor in load_file(format_model / "model.safetensors").items()}
     weights["causal_lm.lm_head.weight"] = weights["causal_lm.model.embed_tokens.weight"]
     policy = tmp_path / "runs/mine/checkpoints/step-000040/policy"
     policy.mkdir(parents=True)
     torch.save({"module": weights}, policy / "mp_rank_00_model_states.pt")
-    shutil.copytree(format_model, tmp_path / "models/tiny")
-    shutil.copytree(format_model, tmp_path / "models/some-instruct-model")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**34))
-    os.symlink(ROOT / "launch", tmp_path / "launch")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_quick_examples_run_as_printed(place, capsys):
-    lines = dict.fromkeys([*examples(_parser().epilog or ""), *help_examples(), *document_examples()])
-    quick = [line for line in lines if line.split()[1] not in _LONG]
+    quick = [line for line in all_examples() if line.split()[1] not in LONG]
     assert {line.split()[1] for line in quick} == {
         "audit",
         "completion",

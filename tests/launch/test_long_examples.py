@@ -1,0 +1,94 @@
+"""Every command that --help and the documents show and that starts engines, trains or measures, in a quick form.
+
+As printed, but for the sizes that come behind it. tests/launch/test_examples.py has the others, and the README's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from printed_examples import ROOT, all_examples, make_place
+
+from launch.processes import free_port
+
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
+
+# What each needs to be short, and what it says when it has done its work.
+SHORTER = {
+    "init-model": ("--steps 1", "parameters"),
+    "train": ("--run.steps 2 --run.evaluate_every 2 --run.final_evaluations 1 --run.checkpoint_every 1", "2 steps"),
+    "eval": ("--problems 4", "greedy"),
+    "play": ("", "[solver, "),
+    "bench rollout": (
+        "--model tiny --vocabulary 600 --proposals-per-task 3 --buffer-problems-per-task 2 --attempts 2 "
+        "--response-tokens 5 --rounds 1 --max-sequences 8 --max-open-tickets 10",
+        "worker_vs_engine",
+    ),
+    "bench learner": (
+        "--model tiny --vocabulary 64 --rounds 1 --rows 12 --prompt-tokens 6 --response-tokens 10 --padded-rows 2 "
+        "--merged-rows 12 --merged-distinct 4 --shared-prompts 3 --memory-model tiny --memory-rows 4 "
+        "--memory-large-vocabulary 4096",
+        "vs_bare",
+    ),
+    "bench wire": (
+        "--tickets 12 --tiny-tickets 24 --attempts 3 --prompt-tokens 8 --response-tokens 40 --rounds 1",
+        "vs_raw_zmq",
+    ),
+    "bench sync": (
+        "--model tiny --vocabulary 64 --syncs 1 --requests 4 --prompt-tokens 8 --steady-steps 4 --steady-s 0.1",
+        "pause",
+    ),
+    "bench e2e": (
+        "--model tiny --vocabulary 600 --prompts 3 --completions 2 --response-tokens 8 --rounds 1",
+        "s a step",
+    ),
+    "bench soak": ("--minutes 0.5 --baseline-minute 0.1 --window-minutes 0.1 --interval-s 1", "restarts"),
+    "bench chaos": ("--steps 60 --hits 1 --stopped-s 2", "tickets"),
+}
+NEEDS_A_GPU = "primezero train --config launch/configs/single_a100.toml"
+
+
+def kind(line: str) -> str:
+    words = line.split()
+    return " ".join(words[1:3] if words[1] == "bench" else words[1:2])
+
+
+@pytest.mark.parametrize(
+    "line", [line for line in all_examples() if kind(line) in SHORTER and not line.startswith(NEEDS_A_GPU)]
+)
+def test_it_runs_in_a_quick_form(line: str, tmp_path: Path, format_model: Path):
+    make_place(tmp_path, format_model)
+    if kind(line) == "init-model":
+        shutil.rmtree(tmp_path / "models")
+    ports: list[str] = []
+    if kind(line) == "bench wire":
+        ports = ["--port", str(free_port())]
+    lines = [line]
+    if kind(line) == "train":
+        shutil.rmtree(tmp_path / "runs")
+        if line.endswith(" --resume"):
+            lines.insert(0, line.removesuffix(" --resume"))
+        [model] = re.findall(r"--model\.path (\S+)", line)
+        if not (tmp_path / model).exists():
+            [made] = [each for each in all_examples() if each.startswith(f"primezero init-model {model} ")]
+            lines.insert(0, made)
+    for each in lines:
+        finished = subprocess.run(
+            [sys.executable, "-m", "launch.cli", *shlex.split(each)[1:], *shlex.split(SHORTER[kind(each)][0]), *ports],
+            cwd=tmp_path,
+            input="p=13 x=7\n",
+            capture_output=True,
+            text=True,
+            timeout=900,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )
+        assert finished.returncode == 0, f"{each}: {finished.stdout[-1000:]}{finished.stderr[-2000:]}"
+    assert SHORTER[kind(line)][1] in finished.stdout
