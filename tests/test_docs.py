@@ -16,7 +16,7 @@ DOCUMENTS = [
     "CONTRIBUTING.md",
     *(f"docs/{name}.md" for name in ("architecture", "benchmarks", "configuration", "gpu")),
 ]
-DOCUMENTS += [f"docs/{name}.md" for name in ("learning", "profile", "runs", "scaling", "troubleshooting")]
+DOCUMENTS += [f"docs/{name}.md" for name in ("learning", "method", "profile", "runs", "scaling", "troubleshooting")]
 
 
 @pytest.fixture(scope="module")
