@@ -17,7 +17,7 @@ checkpoint's. The card states no license: that is for you.
 _EXAMPLES = """\
 examples:
   primezero export runs/mine models/mine
-  primezero export runs/mine models/mine-40 --step 40
+  primezero export runs/mine models/mine-220 --step 220
 """
 
 

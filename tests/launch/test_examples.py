@@ -54,9 +54,10 @@ def place(tmp_path, format_model, monkeypatch) -> Path:
     make_place(tmp_path, format_model)
     weights = {f"causal_lm.{k}": tensor for k, tensor in load_file(format_model / "model.safetensors").items()}
     weights["causal_lm.lm_head.weight"] = weights["causal_lm.model.embed_tokens.weight"]
-    policy = tmp_path / "runs/mine/checkpoints/step-000040/policy"
-    policy.mkdir(parents=True)
-    torch.save({"module": weights}, policy / "mp_rank_00_model_states.pt")
+    for step in (40, 220):  # those that two documented runs keep
+        policy = tmp_path / f"runs/mine/checkpoints/step-{step:06}/policy"
+        policy.mkdir(parents=True)
+        torch.save({"module": weights}, policy / "mp_rank_00_model_states.pt")
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**34))
     monkeypatch.chdir(tmp_path)
     return tmp_path
