@@ -49,6 +49,6 @@ def make_place(folder: Path, format_model: Path) -> None:
         journal.close()
         shutil.copytree(format_model, run / "model", dirs_exist_ok=True)
         (run / "summary.json").write_text(json.dumps({"steps": 32}))
-    for name in ("tiny", "tiny-0", "some-instruct-model"):
+    for name in ("tiny", "tiny-0", "mine", "some-instruct-model"):
         shutil.copytree(format_model, folder / "models" / name)
     os.symlink(ROOT / "launch", folder / "launch")
