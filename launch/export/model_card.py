@@ -85,8 +85,10 @@ def _use(config: Config) -> Iterator[str]:
     p = config.environment.max_prime
     yield "```bash"
     yield f"primezero play --model . --x {max(1, p // 2)} --p {p}"
-    yield "vllm serve . --served-model-name primezero"
+    yield f"vllm serve . --served-model-name primezero --dtype {config.model.dtype}"
     yield "```\n"
+    if config.model.dtype == "float32":
+        yield "(`--dtype`, because vLLM by itself serves float32 weights in 16 bits, and some answers differ then.)\n"
     yield (
         "Or with `transformers`: `AutoModelForCausalLM.from_pretrained`, and the chat template of its tokenizer. A "
         f'prompt has the form of training (`environment.prompts = "{config.environment.prompts}"`), which `primezero '

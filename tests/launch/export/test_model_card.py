@@ -29,6 +29,13 @@ def test_the_card_says_what_the_run_was_and_came_to(folder):
     assert "license" not in text.partition("\n---\n")[0]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_card_has_the_model_served_in_the_dtype_of_its_training(tmp_path, dtype):
+    text = card(write_records(tmp_path / "mine", 4, **{"model.path": "models/some", "model.dtype": dtype}))
+    assert f"vllm serve . --served-model-name primezero --dtype {dtype}\n" in text
+    assert ("serves float32 weights in 16 bits" in text) == (dtype == "float32")
+
+
 def test_the_card_of_a_checkpoint_knows_nothing_of_what_came_later(folder):
     text = card(folder, step=3)
     assert "| task | problems | step 0 | step 2 |" in text

