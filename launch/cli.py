@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import select
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 
 from launch.bench.command import add_bench
-from launch.completion import add_completion
+from launch.command_words import refuse_unknown, split_overrides
+from launch.completion import add_completion, all_commands
 from launch.display import summary_lines
 from launch.doctor.command import add_doctor
 from launch.export.command import add_export
@@ -24,7 +23,7 @@ from launch.play.command import add_play
 from launch.report.command import add_report
 from launch.tiny_model import TinyModelSettings
 from shared.config_file import known_keys, load_config
-from shared.errors import ConfigError, PrimezeroError
+from shared.errors import ConfigError, PrimezeroError, named
 from shared.metrics import check_writable, write_json
 
 _EVAL_DESCRIPTION = """\
@@ -72,9 +71,11 @@ _PLAIN = ("audit", "report", "inspect", "export", "completion")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code. A PrimezeroError is shown as its message, without a traceback."""
-    words, overrides = _split_overrides(sys.argv[1:] if arguments is None else arguments)
-    options = _parser().parse_args(words)
+    """Run one command; the exit code. A PrimezeroError is shown in a line, without a traceback."""
+    words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser()
+    options, unknown = parser.parse_known_args(words)
+    refuse_unknown(all_commands(parser)[options.name], unknown, configured=options.name in _CONFIGURED)
     try:
         if overrides and options.name in _PLAIN:
             raise ConfigError(f"{overrides[0]}: `primezero {options.name}` has no configuration; see its --help")
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except PrimezeroError as error:
-        print(f"primezero: {error}", file=sys.stderr)
+        print(f"primezero: {named(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("primezero: interrupted", file=sys.stderr)
@@ -99,18 +100,6 @@ def _reader_has_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))  # asked for nothing, it says only that the other end is closed
-
-
-def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The words for the parser, and those that override the configuration: `--section.key VALUE`, wherever they are."""
-    words, overrides = [], []
-    rest = iter(arguments)
-    for word in rest:
-        if not re.fullmatch(r"--[a-z]\w*\.[^=]+(=.*)?", word, re.DOTALL):
-            words.append(word)
-        else:
-            overrides += [word] if "=" in word else [word, *islice(rest, 1)]
-    return words, overrides
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:

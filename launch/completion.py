@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ def completion_script(parser: argparse.ArgumentParser, shell: str, configured: C
     """The script. It knows all options by heart: nothing is started to complete a word."""
     import shtab
 
-    for name, command in _commands(parser):
+    for name, command in all_commands(parser).items():
         for action in command._actions:
             if action.type is Path:
                 folder = "FOLDER" in str(action.metavar) or action.dest in ("folder", "out")
@@ -58,10 +58,11 @@ def completion_script(parser: argparse.ArgumentParser, shell: str, configured: C
     return script
 
 
-def _commands(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, argparse.ArgumentParser]]:
-    """Every parser, with its words, those of commands in commands too."""
-    yield name, parser
+def all_commands(parser: argparse.ArgumentParser, name: str = "") -> dict[str, argparse.ArgumentParser]:
+    """Every parser by its words, those of commands in commands too; the whole one by none."""
+    found = {name: parser}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for word, command in action.choices.items():
-                yield from _commands(command, f"{name} {word}".strip())
+                found |= all_commands(command, f"{name} {word}".strip())
+    return found

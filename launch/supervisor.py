@@ -13,7 +13,7 @@ from typing import Protocol
 
 from launch.liveness import Liveness
 from learner.progress import Summary
-from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTimeoutError, WeightSyncError
+from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTimeoutError, WeightSyncError, named
 
 WINDOW_S = 600.0
 LONGEST_BACKOFF_S = 30.0
@@ -251,7 +251,7 @@ class Supervisor:
     def _reason(self, ended: Ended) -> str:
         if isinstance(ended.error, ProcessDied):
             return ended.error.reason(ended.name)
-        what = str(ended.error) if isinstance(ended.error, PrimezeroError) else repr(ended.error)
+        what = named(ended.error) if isinstance(ended.error, PrimezeroError) else repr(ended.error)
         return f"{ended.name} failed: {what.partition(chr(10))[0][:REASON_CHARACTERS]}"
 
     def _log(self, process: str) -> Path:

@@ -20,6 +20,8 @@ from pydantic import BaseModel, ValidationError
 from shared.config import Config
 from shared.errors import ConfigError
 
+_LISTS = """a list is written as in [0.9, 0.95] or ["tensorboard"]; in a shell, with ' around it"""
+
 
 def load_config(path: Path | None, overrides: Sequence[str] = ()) -> Config:
     """Read the tree: defaults, then the TOML file, then `--section.key value` pairs.
@@ -69,10 +71,12 @@ def values_by_key(section: BaseModel, prefix: str = "") -> dict[str, Any]:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))  # some editors begin a file with a mark
     except OSError as error:
         raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not text in UTF-8, as TOML is: save it as such ({error})") from error
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
 
 
@@ -80,12 +84,12 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, str]]:
     pairs = []
     words = iter(overrides)
     for word in words:
-        if not re.fullmatch(r"--[a-z][\w.]*(=.*)?", word, re.DOTALL):
+        if not re.fullmatch(r"--[A-Za-z][\w.-]*(=.*)?", word, re.DOTALL):
             raise ConfigError(f"expected an override such as --learner.lr 2e-6, found {word!r}")
         key, separator, value = word[2:].partition("=")
         if not separator:
             following = next(words, None)
-            if following is None:
+            if following is None or following.startswith("--"):
                 raise ConfigError(f"the override --{key} has no value")
             value = following
         pairs.append((key, value))
@@ -106,20 +110,38 @@ def _read_list(key: str, value: str) -> object:
     try:
         return tomllib.loads(f"list = {value}")["list"]
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{key}: {value!r} is not a list such as [0.9, 0.95]") from error
+        raise ConfigError(f"{key}: {value!r} is no list: {_LISTS}") from error
 
 
 def _reason(error: Mapping[str, Any]) -> str:
-    if error["type"] == "extra_forbidden":
-        return "unknown key" + _meant(".".join(map(str, error["loc"])))
+    key = ".".join(map(str, error["loc"]))
+    match error["type"]:
+        case "extra_forbidden":
+            meant = meant_key(key)
+            return f"unknown key; do you mean {meant}?" if meant else "unknown key; `primezero config` lists all keys"
+        case "model_type":
+            return f"a section, which holds keys: [{key}] in TOML (found {error['input']!r})"
+        case "tuple_type":
+            return f"{_LISTS} (found {error['input']!r})"
+        case "missing":
+            return f"the list lacks a value there (found {error['input']!r})"
     message = str(error["msg"]).removeprefix("Value error, ")
     return message if isinstance(error["input"], dict) else f"{message} (found {error['input']!r})"
 
 
-def _meant(key: str) -> str:
-    """The known key that an unknown one resembles most, or that has its last word, in words."""
-    known = [*known_keys(), *Config.model_fields]
-    last = key.rpartition(".")[2]
-    elsewhere = [other for other in known if other.rpartition(".")[2] == last]
-    resembling = elsewhere or difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    return f"; do you mean {resembling[0]}?" if resembling else ""
+def meant_key(key: str) -> str | None:
+    """What an unknown key was meant to be: the one elsewhere that has its last word, else the one that resembles it.
+
+    Of a section's name alone, its first key; of what resembles one, that section.
+    """
+    known = list(known_keys())
+    key = key.replace("-", "_").lower()
+    section, _, last = key.rpartition(".")
+    inside = {each.rpartition(".")[2]: each for each in known if each.startswith(f"{section or key}.")}
+    if key in Config.model_fields:
+        return next(iter(inside.values()))
+    if elsewhere := [each for each in known if each.rpartition(".")[2] == last]:
+        return elsewhere[0]
+    if section and inside:
+        return next((inside[word] for word in difflib.get_close_matches(last, inside, n=1)), None)
+    return next(iter(difflib.get_close_matches(key, [*known, *Config.model_fields], n=1, cutoff=0.75)), None)

@@ -7,6 +7,11 @@ class PrimezeroError(Exception):
     exit_code = 1
 
 
+def named(error: PrimezeroError) -> str:
+    """An error as it is shown: the name that docs/troubleshooting.md has it by, where it has one, and what it says."""
+    return f"{type(error).__name__}: {error}" if type(error) is not PrimezeroError else str(error)
+
+
 class ConfigError(PrimezeroError):
     """The configuration names an unknown key or an impossible value."""
 
@@ -75,5 +80,5 @@ class RunInterruptedError(PrimezeroError):
     """A run was ended at once, by Ctrl-C a second time or by SIGTERM. exit_code: as a shell has it of that signal."""
 
     def __init__(self, signum: int) -> None:
-        super().__init__("interrupted: every process of the run has been ended")
+        super().__init__("every process of the run has been ended; given again, the same command goes on")
         self.exit_code = 128 + signum

@@ -11,11 +11,11 @@ from pathlib import Path
 from recorded_runs import WrittenJournal, text_ticket, write_journal, write_records
 
 from launch.cli import _parser
-from launch.completion import _commands
+from launch.completion import all_commands
 from shared.episodes import Task, Verdict
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = {name: parser for name, parser in _commands(_parser()) if name not in ("", "bench")}
+COMMANDS = {name: parser for name, parser in all_commands(_parser()).items() if name not in ("", "bench")}
 DOCUMENTS = ("README.md", "CONTRIBUTING.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 
 

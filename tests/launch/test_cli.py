@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from model_files import make_model_folder
 
-from launch.cli import _split_overrides, main
+from launch.cli import main
 from learner.journal import Began, Dropped, Journal, Released, Took
 from shared.episodes import TicketId
 
@@ -144,11 +144,3 @@ def test_a_broken_pipe_that_is_not_its_own_output_is_not_taken_for_a_reader_that
     monkeypatch.setattr("launch.tiny_model.make_tiny_model", broken)
     with pytest.raises(BrokenPipeError):
         main(["init-model", str(tmp_path / "tiny")])
-
-
-def test_overrides_may_stand_anywhere():
-    words = ["eval", "--run.seed", "3", "runs/mine/model", "--learner.lr=2", "--json", "a.json", "--model.dtype"]
-    assert _split_overrides(words) == (
-        ["eval", "runs/mine/model", "--json", "a.json"],
-        ["--run.seed", "3", "--learner.lr=2", "--model.dtype"],
-    )

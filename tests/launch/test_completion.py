@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from launch.cli import _CONFIGURED, _PLAIN, _parser, main
-from launch.completion import SHELLS, _commands
+from launch.completion import SHELLS, all_commands
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_every_shell_has_a_script_with_the_keys(shell, capsys):
 
 
 def test_every_command_either_takes_configuration_keys_or_refuses_them():
-    commands = {name for name, _ in _commands(_parser()) if name and " " not in name}
+    commands = {name for name in all_commands(_parser()) if name and " " not in name}
     assert commands == {*_CONFIGURED, *_PLAIN, "bench"}
 
 

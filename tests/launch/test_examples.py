@@ -14,7 +14,8 @@ from types import SimpleNamespace
 import pytest
 from printed_examples import COMMANDS, ROOT, all_examples, examples, make_place
 
-from launch.cli import _parser, _split_overrides, main
+from launch.cli import _parser, main
+from launch.command_words import split_overrides
 from shared.config_file import load_config
 
 # They start engines, train, or measure; tests/launch/test_long_examples.py has them.
@@ -40,7 +41,7 @@ def test_help_fits_a_terminal(name, capsys, monkeypatch):
 @pytest.mark.parametrize("line", all_examples())
 def test_every_example_is_understood(line, monkeypatch):
     monkeypatch.chdir(ROOT)
-    words, overrides = _split_overrides(shlex.split(line)[1:])
+    words, overrides = split_overrides(shlex.split(line)[1:])
     options = _parser().parse_args(words)
     load_config(getattr(options, "config", None), overrides)
 

@@ -353,4 +353,4 @@ def test_a_reason_is_one_line():
     world.pass_time(1)
     long, lines = (r.reason for r in world.restarts)
     assert len(long) < 400
-    assert lines == "rollout-1 failed: first"
+    assert lines == "rollout-1 failed: EngineError: first"
