@@ -81,7 +81,10 @@ def evaluate_models(
     own = (config.environment.min_prime, config.environment.max_prime)
     sets = [_band(config.environment, bounds) for bounds in bands or [own]]
     models = [model] if baseline_model is None else [model, baseline_model]
-    chats = [_checked_chat(folder, config, sets) for folder in models]
+    chats = [
+        _checked_chat(folder, named_by, config, sets)
+        for folder, named_by in zip(models, ("MODEL_FOLDER", "--baseline-model"), strict=False)
+    ]
     outcomes = [
         asyncio.run(_evaluate(folder, chat, config, sets, samples)) for folder, chat in zip(models, chats, strict=True)
     ]
@@ -114,9 +117,9 @@ def _band(config: EnvironmentConfig, bounds: Bounds) -> _Band:
     return _Band(bounds, environment, trainable, held_out)
 
 
-def _checked_chat(model: Path, config: Config, bands: Sequence[_Band]) -> ChatTokenizer:
+def _checked_chat(model: Path, named_by: str, config: Config, bands: Sequence[_Band]) -> ChatTokenizer:
     """The model's tokenizer, once it is known that the model is there and every prompt fits."""
-    check_model_folder(model)
+    check_model_folder(model, named_by)
     check_context(model, config.sampling)
     chat = ChatTokenizer.from_folder(model)
     for band in bands:

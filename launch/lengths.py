@@ -18,7 +18,7 @@ def check_context(model: Path, sampling: SamplingConfig) -> None:
         raise ConfigError(
             f"sampling.max_prompt_tokens + sampling.max_response_tokens = {needed}, but the model in {model} reads "
             f"{context} tokens at most: lower them, as with --sampling.max_prompt_tokens {context // 2} "
-            f"--sampling.max_response_tokens {context - context // 2}, or name a --config that has"
+            f"--sampling.max_response_tokens {context - context // 2}, or name a --config in which they are"
         )
 
 

@@ -58,7 +58,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     check_model_folder(config.model.path)
     check_address(config.stream.endpoint)
     if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
-        check_weights(config.learner.reference_model, key="learner.reference_model")
+        check_weights(config.learner.reference_model, "--learner.reference_model")
     environment = make_environment(config.environment)
     chat = ChatTokenizer.from_folder(config.model.path)
     check_held_out(environment, config)

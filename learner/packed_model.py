@@ -87,11 +87,20 @@ def load_model(folder: Path, dtype: str) -> Any:
             local_files_only=True,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told of below, by name
         )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelFolderError(f"cannot load the model in {folder}: {error}") from error
     if absent := sorted(report["missing_keys"]):
-        raise ModelFolderError(f"the weights in {folder} are incomplete: {len(absent)} missing, among them {absent[0]}")
+        raise ModelFolderError(
+            f"the weights in {folder} are incomplete: {len(absent)} missing, among them {absent[0]}; download it again"
+        )
+    if other := sorted(report["mismatched_keys"]):
+        name, stored, expected = other[0]
+        raise ModelFolderError(
+            f"{len(other)} of the weights in {folder} are not of the shapes that its config.json describes, among them "
+            f"{name}: {list(stored)} instead of {list(expected)}; they are not of the same model: download it again"
+        )
     if getattr(model.get_output_embeddings(), "bias", None) is not None:
         raise ModelFolderError(
             f"the model in {folder} has a bias in its output head, which the learner does not support"

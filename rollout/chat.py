@@ -35,17 +35,18 @@ class ChatTokenizer:
     def from_folder(cls, folder: Path) -> ChatTokenizer:
         """Load from a Hugging Face model folder, local files only; ModelFolderError if that cannot be."""
         if not folder.is_dir():
-            raise ModelFolderError(f"the model folder {folder} does not exist")
+            raise ModelFolderError(f"the model folder {folder} does not exist: name another")
         from transformers import AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # the library documents no closed list of what a broken folder raises
-            raise ModelFolderError(f"cannot load a tokenizer from {folder}: {error}; download it again") from error
+            reason = " ".join(str(error).split())
+            raise ModelFolderError(f"cannot load a tokenizer from {folder}: {reason}; download it again") from error
         if not tokenizer.chat_template:
             raise ModelFolderError(f"the tokenizer in {folder} has no chat template: use an Instruct model")
         if tokenizer.eos_token_id is None:
-            raise ModelFolderError(f"the tokenizer in {folder} has no end-of-turn token (eos_token)")
+            raise ModelFolderError(f"the tokenizer in {folder} has no eos_token, to end a turn: use an Instruct model")
         largest, vocabulary = max(tokenizer.get_vocab().values()), vocabulary_size(folder)
         if vocabulary is not None and largest >= vocabulary:
             raise ModelFolderError(
@@ -56,7 +57,9 @@ class ChatTokenizer:
         try:
             chat.prompt_ids("1")
         except Exception as error:  # a template is a program, and may fail in any way
-            raise ModelFolderError(f"the chat template in {folder} cannot be used: {error}") from error
+            raise ModelFolderError(
+                f"the chat template in {folder} cannot be used: {error}; put the model's own there"
+            ) from error
         return chat
 
     def prompt_ids(self, text: str) -> list[int]:

@@ -23,14 +23,14 @@ _TOKENIZER_FILES = (
 )
 
 
-def check_model_folder(folder: Path) -> None:
+def check_model_folder(folder: Path, named_by: str = "--model.path") -> None:
     """Raise ModelFolderError, saying what to do, unless this is a whole model that can be trained, and its tokenizer.
 
-    Of the weights only the headers are read.
+    Of the weights only the headers are read. named_by: what the user named the folder with
     """
-    check_weights(folder)
+    check_weights(folder, named_by)
     if not (folder / "tokenizer.json").is_file():
-        raise ModelFolderError(f"{folder} is not a complete model folder: tokenizer.json is missing")
+        raise ModelFolderError(_lacks(folder, "tokenizer.json"))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         read_object(folder / name)
     last = stop_tokens(folder)[-1]
@@ -41,18 +41,20 @@ def check_model_folder(folder: Path) -> None:
         )
 
 
-def check_weights(folder: Path, key: str = "model.path") -> None:
+def check_weights(folder: Path, named_by: str = "--model.path") -> None:
     """Raise ModelFolderError, saying what to do, unless the folder holds the whole of a model that can be trained.
 
-    key: the configuration key that names the folder
+    named_by: what the user named the folder with
     """
-    if not folder.is_dir():
+    if folder.exists() and not folder.is_dir():
+        raise ModelFolderError(f"{folder} is a file: name the folder of a Hugging Face model by {named_by}")
+    if not folder.exists():
         raise ModelFolderError(
-            f"the model folder {folder} does not exist: put a Hugging Face model there, point --{key} to one, "
+            f"the model folder {folder} does not exist: put a Hugging Face model there, name another by {named_by}, "
             f"or make the tiny model with `primezero init-model {folder}`"
         )
     if not (folder / "config.json").is_file():
-        raise ModelFolderError(f"{folder} is not a complete model folder: config.json is missing")
+        raise ModelFolderError(_lacks(folder, "config.json"))
     check_weight_files(folder, check_config(folder))
 
 
@@ -85,9 +87,12 @@ def stop_tokens(folder: Path) -> list[int]:
         added = read_object(folder / "tokenizer.json").get("added_tokens", [])
         tokens.update(token["id"] for token in added if token["content"] == eos_text)
     if not tokens:
-        raise ModelFolderError(f"{folder} names no eos_token_id: completions would never end by themselves")
+        raise ModelFolderError(
+            f"{folder} names no eos_token_id, and completions would never end by themselves: write it into "
+            "generation_config.json"
+        )
     if not all(isinstance(token, int) and token >= 0 for token in tokens):
-        raise ModelFolderError(f"{folder}: eos_token_id must be token ids, found {sorted(map(str, tokens))}")
+        raise ModelFolderError(f"{folder}: eos_token_id must be token ids, found {', '.join(sorted(map(str, tokens)))}")
     return sorted(tokens)
 
 
@@ -108,6 +113,12 @@ def copy_tokenizer(source: Path, destination: Path) -> None:
     for name in (*_TOKENIZER_FILES, "generation_config.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, destination / name)
+
+
+def _lacks(folder: Path, file: str) -> str:
+    inside = folder / "model"  # where a run's folder has the trained model
+    meant = f"do you mean {inside}?" if (inside / file).is_file() else "finish the download, or name another folder"
+    return f"{folder} is not a complete model folder: {file} is missing; {meant}"
 
 
 def _hash_files(folder: Path, names: Iterable[str]) -> hashlib._Hash:

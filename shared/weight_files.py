@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from shared.errors import ModelFolderError
@@ -12,15 +13,27 @@ INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 # What download programs call a file that is not finished.
 _UNFINISHED = ("*.incomplete", "*.part", "*.aria2", ".cache/huggingface/download/**/*.incomplete")
 _EMBEDDING = "embed_tokens.weight"
+_LAYER = re.compile(r"\blayers\.([0-9]{1,6})\.")
 
 
 def check_weight_files(folder: Path, vocabulary: int) -> None:
-    """Raise ModelFolderError, saying what to do, unless the weights are whole, with `vocabulary` rows of embedding."""
-    for name, tensor in stored_tensors(folder).items():
-        if name.endswith(_EMBEDDING) and tensor.shape[:1] != (vocabulary,):
+    """Raise ModelFolderError, saying what to do, unless the weights are whole, and of the sizes that config.json says.
+
+    Compared are the embedding, which has `vocabulary` rows, and the number of layers.
+    """
+    config = read_object(folder / "config.json")
+    tensors = stored_tensors(folder)
+    embeddings = [tensor.shape for name, tensor in tensors.items() if name.endswith(_EMBEDDING)]
+    layers = {int(found[1]) for name in tensors if (found := _LAYER.search(name))}
+    for key, says, have in (
+        ("vocab_size", vocabulary, {shape[0] for shape in embeddings if shape}),
+        ("hidden_size", config.get("hidden_size"), {shape[-1] for shape in embeddings if shape}),
+        ("num_hidden_layers", config.get("num_hidden_layers"), {len(layers)} if layers else set()),
+    ):
+        if isinstance(says, int) and have - {says}:
             raise ModelFolderError(
-                f"the weights in {folder} embed {tensor.shape[0] if tensor.shape else 0} tokens ({name}), but its "
-                f"config.json says vocab_size={vocabulary}: they are not of the same model"
+                f"the weights in {folder} are those of {key}={min(have - {says})}, but its config.json says {says}: "
+                "they are not of the same model; download it again"
             )
 
 
@@ -33,7 +46,8 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     """All weights by name. ModelFolderError where a file is missing, not whole, or of another format."""
     if not any(folder.glob("*.safetensors")) and not (folder / INDEX).exists():
         raise ModelFolderError(
-            f"{folder} has no *.safetensors; other weight formats are not loaded, since they can carry code"
+            f"{folder} has no *.safetensors; other weight formats are not loaded, since they can carry code: finish "
+            "the download, or use a model that has them"
         )
     unfinished = [path for pattern in _UNFINISHED for path in folder.glob(pattern)]
     if unfinished:

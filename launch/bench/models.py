@@ -84,9 +84,9 @@ def bench_model(
     if not folder_given.is_dir():
         raise ConfigError(f"--model {name} is neither a folder nor one of the shapes {', '.join(SHAPES)}")
     if environment is None:
-        check_weights(folder_given, "model")
+        check_weights(folder_given, "--model")
     else:
-        check_model_folder(folder_given)
+        check_model_folder(folder_given, "--model")
     yield BenchModel(folder=folder_given, name=folder_given.name, vocabulary=_vocabulary(folder_given))
 
 

@@ -50,7 +50,7 @@ def workplace(folder: str, model: str, seed: int, say: Callable[[str], None]) ->
     if folder and Path(folder).exists():
         raise ConfigError(f"--folder {folder} exists already: name another, which is made")
     if model != TINY:
-        check_model_folder(Path(model))
+        check_model_folder(Path(model), "--model")
     home = Path(folder or tempfile.mkdtemp(prefix="primezero-bench-")).resolve()
     home.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix="pz"))

@@ -123,6 +123,6 @@ def checked_chat(model: Path, config: Config) -> ChatTokenizer:
     from launch.lengths import check_context
     from shared.model_folder import check_model_folder
 
-    check_model_folder(model)
+    check_model_folder(model, "--model")
     check_context(model, config.sampling)
     return ChatTokenizer.from_folder(model)

@@ -185,7 +185,7 @@ def test_the_configuration_of_the_run_is_used_and_named(engine, folder, capsys):
 def test_the_engine_is_ended_when_it_fails(engine, folder, capsys):
     engine.fails = True
     assert main(["eval", str(folder), *SHORT]) == 1
-    assert "primezero: the engine has died" in capsys.readouterr().err
+    assert "primezero: EngineError: the engine has died" in capsys.readouterr().err
     assert engine.log == ["start model", "end model"]
 
 
@@ -216,7 +216,7 @@ def test_the_engine_is_ended_by_ctrl_c(engine, folder, capsys, monkeypatch):
         (["--config", "no.toml"], "cannot read the configuration no.toml"),
         (["--sampling.max_prompt_tokens", "20"], "sampling.max_prompt_tokens=20 is too small"),
         (["--sampling.max_response_tokens", "4000"], "reads 4000 tokens at most"),
-        (["--baseline-model", "no/model"], "the model folder no/model does not exist"),
+        (["--baseline-model", "no/model"], "name another by --baseline-model"),
         (["--learner.lrr", "1"], "learner.lrr: unknown key"),
     ],
 )

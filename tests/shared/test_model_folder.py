@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 from model_files import VOCABULARY, make_model_folder
 
@@ -62,8 +64,24 @@ def test_an_exported_folder_gets_the_tokenizer(folder, tmp_path):
 
 
 def test_a_folder_that_is_missing_says_how_to_make_one(tmp_path):
-    with pytest.raises(ModelFolderError, match="init-model"):
-        check_model_folder(tmp_path / "absent")
+    with pytest.raises(ModelFolderError, match=r"name another by --model, or make .* init-model"):
+        check_model_folder(tmp_path / "absent", "--model")
+
+
+def test_a_file_in_the_place_of_a_folder_is_called_one(tmp_path):
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ModelFolderError, match="is a file"):
+        check_model_folder(tmp_path / "model.gguf")
+
+
+def test_a_run_s_folder_in_the_place_of_its_model_s_is_put_right(folder, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(folder, run / "model")
+    with pytest.raises(ModelFolderError, match=r"config\.json is missing; do you mean .*/run/model"):
+        check_model_folder(run)
+    (run / "model/config.json").unlink()
+    with pytest.raises(ModelFolderError, match=r"config\.json is missing; finish the download"):
+        check_model_folder(run)
 
 
 def test_stop_tokens_come_from_everything_that_names_them(folder):

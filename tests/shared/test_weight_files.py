@@ -138,8 +138,19 @@ def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, weight_map, s
     assert said in refusal(folder)
 
 
-def test_an_embedding_of_another_size_than_the_vocabulary_is_refused(tmp_path):
+@pytest.mark.parametrize(
+    ("says", "said"),
+    [
+        ({"vocab_size": 9}, "those of vocab_size=8, but its config.json says 9"),
+        ({"hidden_size": 4}, "those of hidden_size=2, but its config.json says 4"),
+        ({"num_hidden_layers": 3}, "those of num_hidden_layers=2, but its config.json says 3"),
+    ],
+)
+def test_weights_of_other_sizes_than_config_json_says_are_refused(tmp_path, says, said):
     folder = make_model_folder(tmp_path / "m")
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"vocab_size": 9}))
-    assert "embed 8 tokens" in refusal(folder)
-    assert "vocab_size=9" in refusal(folder)
+    layers = {f"model.layers.{number}.mlp.weight": (2,) for number in (0, 1)}
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(SHAPES | layers))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 2}))
+    check_weights(folder)
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 2} | says))
+    assert said in refusal(folder)

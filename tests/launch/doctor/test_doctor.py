@@ -48,7 +48,7 @@ def test_what_stops_a_run_is_the_exit_code_and_comes_with_advice(settings, capsy
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
     assert main(["doctor", *settings]) == 1
     captured = capsys.readouterr()
-    assert "primezero: environment, model folder: as long as that is so" in captured.err
+    assert "primezero: InstallationError: environment, model folder: as long as that is so" in captured.err
     assert "tokenizer.json is" in captured.out
     assert main(["doctor", "--json", *settings]) == 1
     report = json.loads(capsys.readouterr().out)
