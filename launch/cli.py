@@ -158,6 +158,7 @@ def _init_model(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def _audit(options: argparse.Namespace, _: Sequence[str]) -> None:
+    from launch.run_folder import is_going
     from learner.audit import audit
 
     found = audit(options.folder)
@@ -165,7 +166,8 @@ def _audit(options: argparse.Namespace, _: Sequence[str]) -> None:
         reasons = "  ".join(f"{reason} {count}" for reason, count in value.items()) if name == "dropped" else value
         print(f"{name:<13} {reasons or 0}")
     if not found.sound:
-        raise PrimezeroError(f"the run in {options.folder} has lost acknowledged tickets, or trained on some twice")
+        going = "; it is still going: audit it once it has ended" if is_going(options.folder) else ""
+        raise PrimezeroError(f"the run in {options.folder} has {', '.join(found.faults)}{going}")
 
 
 def _config(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -100,6 +100,16 @@ def learner_names(config: Config) -> list[str]:
     return [f"learner-{rank}" for rank in range(config.learner.ranks)]
 
 
+def cluster_address(config: Config) -> str:
+    """Where the Ray cluster of placement.kind=cluster is. PlacementError where that is not said."""
+    if config.placement.ray_address is None:
+        raise PlacementError(
+            "placement.kind=cluster needs --placement.ray_address host:port: `bash launch/cluster.sh head` starts a "
+            "Ray cluster, and says which"
+        )
+    return config.placement.ray_address
+
+
 def gpus_needed(config: Config) -> int:
     """GPUs that the placement takes, on all machines together."""
     if config.placement.resolved_device == "cpu":

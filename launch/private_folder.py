@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import tempfile
 from collections.abc import Collection, Iterator
@@ -15,6 +16,19 @@ from launch.reaper import LOG_FILE, Reaper
 from shared.errors import ConfigError, PrimezeroError
 
 RECORD_FILE = "leftovers.json"
+# A socket's path has 107 bytes at most; Ray's, below the temporary folder, take up to 87 of them.
+_LONGEST_TEMPORARY = 20
+
+
+def check_temporary_folder() -> Path:
+    """The folder for temporary files. ConfigError where its path is too long for the sockets below it."""
+    folder = Path(tempfile.gettempdir())
+    if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
+        raise ConfigError(
+            f"sockets below the folder for temporary files, {folder}, would have too long a path: name a shorter one, "
+            "as in TMPDIR=/tmp primezero train ..."
+        )
+    return folder
 
 
 class PrivateFolder:

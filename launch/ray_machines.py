@@ -11,7 +11,7 @@ from typing import Any
 from launch import ray_instance
 from launch.actors import MachineKeeper
 from launch.local_processes import KILLED_S, LEAVE_S, LocalProcesses
-from launch.placement import Machine, Placement, describe, gpus_needed, learner_names, place
+from launch.placement import Machine, Placement, cluster_address, describe, gpus_needed, learner_names, place
 from launch.plan.devices import GIB, devices_here, smallest
 from launch.private_folder import RECORD_FILE
 from launch.ray_instance import (
@@ -66,7 +66,7 @@ class Machines:
     def open(self) -> None:
         """Start or join Ray, and reserve everybody's place. PlacementError where that cannot be."""
         if self._config.placement.kind == "cluster":
-            ray_instance.join(_address(self._config))
+            ray_instance.join(cluster_address(self._config))
         else:
             self._start_ray()
         self._check()
@@ -204,15 +204,6 @@ class Machines:
                 f"Ray does not reserve what was free a moment ago ({bundles}): has another run taken it? Try again"
             ) from error
         self._placement = placement
-
-
-def _address(config: Config) -> str:
-    if config.placement.ray_address is None:
-        raise PlacementError(
-            "placement.kind=cluster needs --placement.ray_address host:port: `bash launch/cluster.sh head` starts a "
-            "Ray cluster, and says which"
-        )
-    return config.placement.ray_address
 
 
 def _ask(answer: Any) -> Any:

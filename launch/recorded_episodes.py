@@ -54,18 +54,24 @@ class RecordedEpisode:
 class RecordedRun:
     """An index of a run's journal along its surviving lineage; episodes are read when they are asked for.
 
+    damaged: whether not one record of it can be read
+
     Raises JournalError when there is no journal, or it cannot be read.
     """
 
     def __init__(self, folder: Path, config: Config) -> None:
         self._journal = folder / JOURNAL
         if not self._journal.is_file():
-            raise JournalError(f"{folder} has no journal: name the folder of a run, such as runs/cpu_demo")
+            raise JournalError(
+                f"the run in {folder} has no journal: it never came to its first episodes, or the file was removed"
+            )
         self._config = config
         self._batches: dict[int, tuple[int, ...]] = {}
         self._dropped: dict[int, str] = {}
         self._taken: dict[int, int] = {}
+        self.damaged = self._journal.stat().st_size > 0
         for position, record in records(self._journal):
+            self.damaged = False
             match record:
                 case Took():
                     self._taken[position] = record.id.batch

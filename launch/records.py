@@ -108,12 +108,12 @@ def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
 
 def _up_to(path: Path, key: str, version: int) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
+    for line in path.read_bytes().splitlines() if path.exists() else ():
         try:
             record = json.loads(line)
-        except ValueError:
-            break  # torn, as the last line may be
-        if record[key] > version:
-            break
+            if record[key] > version:
+                break
+        except (ValueError, KeyError, TypeError):
+            break  # torn, as the last line may be, or damaged; the learner cuts it off, with all that follows
         records.append(record)
     return records

@@ -14,12 +14,12 @@ import msgspec
 from launch.private_folder import remove_leftovers
 from launch.trusted import check_trusted
 from learner.checkpoint import CheckpointStore, TrainerState
-from learner.journal import JOURNAL
+from learner.journal import JOURNAL, check_length
 from learner.progress import Summary
 from shared.config import Config
 from shared.config_file import dump_toml, load_config, values_by_key
 from shared.disk import free_bytes, reason, size, writing
-from shared.errors import ConfigError
+from shared.errors import CheckpointError, ConfigError
 from shared.metrics import replace_file
 
 CONFIG_FILE = "config.toml"
@@ -95,6 +95,18 @@ def open_run_folder(config: Config, *, resume: bool = False) -> Iterator[RunFold
         yield run_folder
 
 
+def is_going(folder: Path) -> bool:
+    """Whether the run in this folder lives."""
+    try:
+        with (folder / LOCK_FILE).open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False  # nothing there to be locked
+    return False
+
+
 def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFolder:
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
@@ -121,7 +133,13 @@ def _go_on(folder: Path, found: tuple[Path, TrainerState] | None) -> RunFolder:
 
 
 def _next_lineage(file: Path) -> int:
-    lineage = int(file.read_text()) + 1 if file.exists() else 0
+    try:
+        lineage = int(file.read_text()) + 1 if file.exists() else 0
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file}, which counts the starts of the run, is damaged: put it back as it was, or begin anew with "
+            "--run.overwrite true"
+        ) from error
     with writing(file):
         replace_file(file, f"{lineage}\n")
     return lineage
@@ -168,6 +186,7 @@ def _resume(folder: Path, config: Config) -> tuple[Path, TrainerState] | None:
     if found is None:
         return None  # until its first checkpoint a run goes on from its journal alone
     _, state = found
+    check_length(folder / JOURNAL, state.journal_end)
     summary = folder / SUMMARY_FILE
     if state.version > config.run.steps or (state.version == config.run.steps and summary.exists()):
         raise ConfigError(

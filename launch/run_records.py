@@ -13,6 +13,7 @@ from launch.run_folder import CONFIG_FILE, METRICS_FILE, RESTARTS_FILE, SUMMARY_
 from shared.config import Config
 from shared.config_file import dump_toml, known_keys, load_config
 from shared.errors import ConfigError
+from shared.metrics import whole_records
 
 EVALUATIONS_FILE = "evaluations.jsonl"
 MODEL_FOLDER = "model"
@@ -87,10 +88,9 @@ def read_objects(path: Path) -> list[Record]:
     Raises ConfigError when the file cannot be read.
     """
     try:
-        lines = path.read_bytes().splitlines() if path.exists() else []
+        return whole_records(path)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    return list(_objects(lines))
 
 
 def tokenizer_folder(folder: Path, settings: Mapping[str, Any]) -> Path | None:
@@ -117,16 +117,6 @@ def default_settings() -> dict[str, Any]:
 def _spelled(value: Any) -> str:
     """A value as an override spells it: lists, which may hold lists, numbers and booleans are spelled as in JSON."""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _objects(lines: list[bytes]) -> Iterator[Record]:
-    for line in lines:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            yield record
 
 
 def _summary(path: Path) -> Record | None:

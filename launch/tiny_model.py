@@ -6,6 +6,7 @@ CPU thread. What it is taught comes from `environment.demonstration` alone.
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import shutil
@@ -13,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,9 @@ from rollout.chat import ChatTokenizer
 from rollout.environment import Environment, make_environment
 from rollout.evaluation import Attempt, task_accuracy
 from shared.config import EnvironmentConfig
+from shared.disk import reason
 from shared.episodes import Evaluation, Role, Task, TaskAccuracy
-from shared.errors import ModelFolderError
+from shared.errors import ConfigError, ModelFolderError
 
 Progress = Callable[[int, float], None]
 
@@ -33,6 +35,7 @@ _README = (
     "supervised warm start on the answer format. Made by primezero; of no use for anything else.\n"
 )
 _IGNORED = -100  # PyTorch's label for tokens without loss
+_MAY_BE_0 = ("steps", "warmup")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +66,21 @@ class TinyModelSettings:
     proposer_share: float = 0.35
     max_response_tokens: int = 12
 
+    def __post_init__(self) -> None:
+        """ConfigError, naming it as an option, for what no model can be made of."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            fewest = 0 if field.name in _MAY_BE_0 else 1
+            if isinstance(field.default, int):
+                _check(value >= fewest, field.name, value, f"it has to be at least {fewest}")
+            elif field.name.endswith("share"):
+                _check(0 <= value <= 1, field.name, value, "it has to be from 0 to 1")
+            else:
+                _check(0 < value < math.inf, field.name, value, "it has to be more than 0")
+        even = self.hidden % (2 * self.heads) == 0
+        _check(even, "hidden", self.hidden, f"it has to be an even number for each of the heads (--heads {self.heads})")
+        _check(self.heads % self.kv_heads == 0, "kv_heads", self.kv_heads, f"--heads {self.heads} is no multiple of it")
+
 
 @dataclass(frozen=True, kw_only=True)
 class WarmStartReport:
@@ -86,22 +104,27 @@ def make_tiny_model(
     """Make the model and its tokenizer in the new folder `folder`; the same seed gives the same bytes.
 
     Written beside and renamed into place. `progress` is called with (steps done, loss) at each step.
-    Raises ModelFolderError when `folder` exists already.
+    Raises ModelFolderError when `folder` exists already, or cannot be written.
     """
-    if folder.exists():
+    if os.path.lexists(folder):
         raise ModelFolderError(f"{folder} exists already: remove it, or name another folder")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        report = _make(unfinished, make_environment(environment), environment, settings, seed, progress)
-        make_readable(unfinished)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         try:
+            report = _make(unfinished, make_environment(environment), environment, settings, seed, progress)
+            make_readable(unfinished)
             os.rename(unfinished, folder)
-        except OSError as error:
-            raise ModelFolderError(f"cannot move the finished model to {folder}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    except OSError as error:
+        raise ModelFolderError(f"cannot write the model to {folder}: {reason(error)}; name another folder") from error
     return report
+
+
+def _check(holds: bool, name: str, value: object, why_not: str) -> None:
+    if not holds:
+        raise ConfigError(f"--{name.replace('_', '-')} {value}: {why_not}")
 
 
 def greedy_accuracy(folder: Path, environment: EnvironmentConfig, *, max_response_tokens: int = 12) -> Evaluation:
@@ -234,6 +257,8 @@ def _batch(
         role = Role.PROPOSER if rng.random() < settings.proposer_share else Role.SOLVER
         row = env.demonstration(role, rng.choice(env.tasks), rng)
         prompt, response = chat.prompt_ids(row.prompt), chat.response_ids(row.response)
+        fits = len(prompt) + len(response) <= (most := settings.max_positions)
+        _check(fits, "max_positions", most, f"a demonstration has {len(prompt) + len(response)} tokens")
         ids.append(torch.tensor(prompt + response))
         labels.append(torch.tensor([_IGNORED] * len(prompt) + response))
     pad_rows = torch.nn.utils.rnn.pad_sequence

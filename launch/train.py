@@ -15,24 +15,24 @@ from launch.disk_space import check_disk
 from launch.display import open_display
 from launch.interrupts import Interrupts
 from launch.lengths import check_context, check_prompts
-from launch.placement import Machine, gpus_needed, learner_names, place, rollout_names
+from launch.placement import Machine, cluster_address, gpus_needed, learner_names, place, rollout_names
 from launch.plan.devices import devices_here, smallest
 from launch.plan.resolve import resolve_memory
 from launch.plan.sizes import folder_sizes
 from launch.plan.table import plan_table
-from launch.private_folder import private_folder
+from launch.private_folder import check_temporary_folder, private_folder
 from launch.processes import be_private, free_port
 from launch.ray_cluster import Cluster
 from launch.records import Guarded, Observer, Records
 from launch.restart_log import RestartLog
-from launch.run_folder import CHECKPOINTS, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
+from launch.run_folder import CHECKPOINTS, METRICS_FILE, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
 from launch.supervisor import Origin, Restart, Supervisor, Unit
 from launch.tracking.tracker import Tracking, check_tracking
 from launch.vitals import Vitals
 from learner.progress import Summary
 from learner.spec import LearnerSpec
 from rollout.chat import ChatTokenizer
-from rollout.engine_vllm import check_version
+from rollout.engine_vllm import check_environment, check_version
 from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
@@ -54,6 +54,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     be_private()
     config = _resolved(config)
     check_version()
+    check_environment()
     check_tracking(config)
     check_model_folder(config.model.path)
     check_address(config.stream.endpoint)
@@ -95,9 +96,12 @@ def _split_gpus(config: Config) -> Config:
 def check_placement(config: Config) -> None:
     """PlacementError where this machine cannot hold what is to run on it alone; a Ray cluster is asked once it is
     joined."""
+    if config.placement.kind == "cluster":
+        cluster_address(config)
     if config.placement.host != "auto":
         free_port(config.placement.host)
     if config.placement.kind != "cluster":
+        check_temporary_folder()
         cores = os.sched_getaffinity(0)
         gpus = len(devices_here()) if gpus_needed(config) else 0
         place(config, Machine("", "this machine", len(cores), gpus), cores=cores)
@@ -116,6 +120,10 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
         held.enter_context(display)
         if run_folder.resume_from is not None:
             display.say(f"resuming from {run_folder.resume_from}")
+            if (there := len(records.past_steps)) < run_folder.version:
+                display.say(
+                    f"{METRICS_FILE} is damaged: the first {there} of the {run_folder.version} steps so far stay in it"
+                )
         display.say(f"run folder {run_folder.path}; starting Ray, the engine and the learner (about a minute)")
         with (
             Interrupts(stop_file, display.stopping) as interrupts,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from learner.journal import JOURNAL, Began, Dropped, Released, Took, records
 from shared.episodes import TicketId
 from shared.errors import JournalError
+from shared.metrics import whole_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,16 +33,27 @@ class Audit:
     unrecorded: int
 
     @property
+    def faults(self) -> list[str]:
+        """In words, what is lost or twice, and whether other steps are on record than were trained."""
+        counted = (
+            (self.lost, "acknowledged tickets that are lost"),
+            (self.twice, "that were trained on twice"),
+            (self.unrecorded, "steps that the journal or metrics.jsonl has, but not both"),
+        )
+        return [f"{count} {what}" for count, what in counted if count]
+
+    @property
     def sound(self) -> bool:
-        """Nothing lost, nothing twice, and as many steps on record as were trained."""
-        return not (self.lost or self.twice or self.unrecorded)
+        """No faults."""
+        return not self.faults
 
 
 def audit(run_folder: Path) -> Audit:
     """Follow the journal of a run that has ended. Raises JournalError when there is none to be read."""
     journal = run_folder / JOURNAL
     if not journal.is_file():
-        raise JournalError(f"{run_folder} has no journal: name the folder of a run, such as runs/cpu_demo")
+        what = "has no journal" if run_folder.exists() else "does not exist"
+        raise JournalError(f"{run_folder} {what}: name the folder of a run, such as runs/cpu_demo")
     taken: dict[int, TicketId] = {}
     dropped: dict[int, str] = {}
     released: dict[int, list[Released]] = {}
@@ -78,6 +89,4 @@ def audit(run_folder: Path) -> Audit:
 
 
 def _steps(metrics: Path) -> set[int]:
-    if not metrics.exists():
-        return set()
-    return {json.loads(line)["step"] for line in metrics.read_text().splitlines()}
+    return {record["step"] for record in whole_records(metrics) if isinstance(record.get("step"), int)}

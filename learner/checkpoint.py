@@ -99,7 +99,7 @@ class CheckpointStore:
                 _check_files(path)
                 return path, read_state(path)
             except CheckpointError as error:
-                warn(f"{error}; the checkpoint before it is used")
+                warn(f"{error}: it is passed over")
         if committed:
             raise CheckpointError(f"every checkpoint in {self._folder} is broken: start anew with --run.overwrite true")
         return None

@@ -107,10 +107,7 @@ class Journal:
             pass
         if self.end < accounted:
             os.close(self._file)
-            raise JournalError(
-                f"the journal {path} is damaged: after {self.end} bytes there is no whole record, and the checkpoint "
-                f"accounts for {accounted}. Put the file back as it was, or begin anew with --run.overwrite true"
-            )
+            raise _too_short(path, self.end, accounted)
         torn = os.fstat(self._file).st_size - self.end
         if torn:
             warn(f"{path}: the last {torn} bytes are no whole record; they are cut off")
@@ -175,6 +172,20 @@ class Journal:
             f"the journal {self._path} cannot be {what}: {reason(error)}. Nothing that was acknowledged is lost; "
             f"{what_to_do(self._path, error)}"
         )
+
+
+def check_length(path: Path, accounted: int) -> None:
+    """JournalError where a journal is missing, or plainly shorter than a checkpoint accounts for; nothing is read."""
+    size = path.stat().st_size if path.exists() else 0
+    if size < accounted:
+        raise _too_short(path, size, accounted)
+
+
+def _too_short(path: Path, end: int, accounted: int) -> JournalError:
+    return JournalError(
+        f"the journal {path} is damaged, or not the run's: it has {end} bytes of whole records, and the checkpoint "
+        f"accounts for {accounted}. Put the file back as it was, or begin anew with --run.overwrite true"
+    )
 
 
 def records(path: Path, since: int = 0) -> Iterator[tuple[int, Record]]:

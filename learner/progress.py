@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,12 @@ class Progress:
     def __init__(self, config: Config, run_folder: Path, *, resumed_at: int = 0) -> None:
         self._config = config
         self._run_folder = run_folder
-        steps = cut_records(run_folder / "metrics.jsonl", lambda record: record["step"] <= resumed_at)
-        evaluations = cut_records(run_folder / "evaluations.jsonl", lambda record: record["version"] <= resumed_at)
+
+        def before(key: str) -> Callable[[dict[str, Any]], bool]:
+            return lambda record: bool(record.get(key, math.inf) <= resumed_at)
+
+        steps = cut_records(run_folder / "metrics.jsonl", before("step"))
+        evaluations = cut_records(run_folder / "evaluations.jsonl", before("version"))
         self._metrics = MetricsLog(run_folder / "metrics.jsonl")
         self._evaluation_log = MetricsLog(run_folder / "evaluations.jsonl")
         self._evaluations = [msgspec.convert(record, Evaluation) for record in evaluations]

@@ -53,10 +53,15 @@ def failure(error: Exception) -> str:
     return "EngineCore has died, and the log says of what" if dead else f"{type(error).__name__}: {error}"
 
 
-def set_environment(rollout: RolloutConfig) -> None:
-    """What vLLM's processes read from the environment; has to be there before vLLM is imported."""
+def check_environment() -> None:
+    """EngineError where the environment has what no engine is started with."""
     if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION", "0") not in ("", "0"):
         raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: it lets messages carry pickled code; unset it")
+
+
+def set_environment(rollout: RolloutConfig) -> None:
+    """What vLLM's processes read from the environment; has to be there before vLLM is imported."""
+    check_environment()
     os.environ.update(
         # Pinning by vLLM would put several engines on the same cores; affinity is inherited from the launcher.
         VLLM_CPU_OMP_THREADS_BIND="nobind",

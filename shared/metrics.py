@@ -54,6 +54,19 @@ def cut_records(path: Path, keep: Callable[[dict[str, Any]], bool]) -> list[dict
     return kept
 
 
+def whole_records(path: Path) -> list[dict[str, Any]]:
+    """The objects of a .jsonl file; none where there is no file. Lines that are torn or no object are passed over."""
+    records = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
 def check_writable(path: Path) -> None:
     """ConfigError unless a file can be written at `path`: for before the work whose result goes there."""
     if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -56,7 +56,7 @@ def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             ("memory", hardware.check_memory),
             ("processor cores", hardware.check_cores),
             ("disk", partial(places.check_disks, config)),
-            ("temporary folder", places.check_temporary_folder),
+            ("temporary folder", places.check_temporary_place),
             ("ports", partial(places.check_addresses, config)),
             ("environment", places.check_environment),
             ("model folder", partial(places.check_model, config, named=named)),

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
-import tempfile
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from launch.disk_space import SHARED_MEMORY, check_disk
 from launch.doctor.findings import Finding, Status
 from launch.lengths import check_context
+from launch.private_folder import check_temporary_folder
 from shared.config import Config
 from shared.disk import free_bytes, size
 from shared.errors import DiskError, PrimezeroError
@@ -19,8 +18,6 @@ from shared.transport import check_address
 
 GIB = 2**30
 _ENOUGH_DISK, _ENOUGH_SHARED = 2 * GIB, GIB // 2
-# A socket's path has 107 bytes at most; Ray's, below the temporary folder, take up to 87 of them.
-_LONGEST_TEMPORARY = 20
 
 
 def check_model(config: Config, *, named: bool) -> Iterator[Finding]:
@@ -69,13 +66,10 @@ def check_addresses(config: Config) -> Iterator[Finding]:
     yield Finding("ports", Status.OK, f"loopback connects, stream.endpoint is {config.stream.endpoint}")
 
 
-def check_temporary_folder(folder: Path | None = None) -> Iterator[Finding]:
-    place = Path(tempfile.gettempdir()) if folder is None else folder
-    if len(str(place)) > _LONGEST_TEMPORARY:
-        advice = "sockets below it would have too long a path: TMPDIR=/tmp primezero train ..."
-        yield Finding("temporary folder", Status.FAIL, f"{place}", advice)
-    else:
-        yield Finding("temporary folder", Status.OK, f"{place}, {size(free_bytes(place))} free")
+def check_temporary_place() -> Iterator[Finding]:
+    """The folder for temporary files, whose path may be too long for sockets: then that is the finding."""
+    place = check_temporary_folder()
+    yield Finding("temporary folder", Status.OK, f"{place}, {size(free_bytes(place))} free")
 
 
 def check_environment(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:

@@ -31,10 +31,8 @@ def find_source(run: RunRecords, step: int | None) -> Source:
     if chosen is None or chosen not in found:
         steps = ", ".join(map(str, sorted({*found, *([] if final is None else [final])})))
         which = "no model yet" if step is None else f"no checkpoint of step {step}"
-        raise CheckpointError(
-            f"{run.folder} has {which}: "
-            + (f"it has those of {steps}" if steps else "wait for its first checkpoint (run.checkpoint_every)")
-        )
+        there = f"it has those of {steps}" if steps else "its first checkpoint is still to come (run.checkpoint_every)"
+        raise CheckpointError(f"{run.folder} has {which}: {there}")
     return Source(chosen, found[chosen])
 
 

@@ -42,6 +42,8 @@ def _read(path: Path) -> dict[str, Any]:
     """The weights by their names in a model folder."""
     import torch
 
+    if not path.parent.is_dir():
+        raise CheckpointError(f"{path.parents[1]} is gone: a run that goes on keeps the newest alone; try again")
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent} has no {_WEIGHTS_FILE}: under learner.zero_stage=3 a checkpoint has the weights in parts; "

@@ -93,6 +93,8 @@ def _found(options: argparse.Namespace, run: RecordedRun) -> Iterator[RecordedEp
 
 
 def _there_are(run: RecordedRun) -> str:
+    if run.damaged:
+        return ": its journal is damaged, from the beginning"
     if not run.steps:
         return ": no step was trained yet; --untrained shows what waits to be"
     return f": its trained steps are {run.steps[0]} to {run.steps[-1]}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from launch.plan.run_plan import plan_run
 from launch.plan.sizes import QWEN_VOCABULARY, model_sizes
 from launch.plan.table import advice_text, plan_data, plan_table
 from shared.config_file import load_config
-from shared.errors import PlanError
+from shared.errors import ConfigError, InstallationError, PlanError
 from shared.metrics import check_writable, write_json
 
 _DESCRIPTION = """\
@@ -70,5 +71,12 @@ def _plan(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _device(options: argparse.Namespace) -> Device:
     if options.device_gib is not None:
+        if not 0 < options.device_gib < math.inf:
+            raise ConfigError(f"--device-gib {options.device_gib:g}: the GiB of a GPU, more than 0")
         return Device(f"a GPU of {options.device_gib:g} GiB", int(options.device_gib * GIB))
-    return device_here() if options.device is None else named_device(options.device)
+    if options.device is not None:
+        return named_device(options.device)
+    try:
+        return device_here()
+    except InstallationError as error:
+        raise InstallationError(f"{error} To plan for another machine's, name it: --device a100-80gb") from error

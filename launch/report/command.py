@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,10 +45,12 @@ def add_report(commands: Any) -> None:
 
 
 def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
-    if importlib.util.find_spec("matplotlib") is None:
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
         raise InstallationError(
-            "a report needs matplotlib: pip install 'primezero[report]', or uv pip install matplotlib"
-        )
+            f"a report needs matplotlib ({error}): pip install 'primezero[report]', or uv pip install matplotlib"
+        ) from error
     runs = _runs(options.folders)
     out: Path = options.out or (runs[0].folder / "report" if len(runs) == 1 else Path("report"))
     page = write_report(runs, out)

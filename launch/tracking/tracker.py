@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
+
 from launch.records import Record, Records, flat
 from launch.supervisor import Restart
 from shared.config import Config
@@ -45,6 +47,9 @@ def check_tracking(config: Config) -> None:
             )
 
 
+_State = dict[str, dict[str, Any]]
+
+
 class Tracking:
     """An observer that hands a run's records to its trackers, each step and evaluation once.
 
@@ -58,9 +63,7 @@ class Tracking:
         self._say = say
         self._queue: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._state_file = run_folder / STATE_FILE
-        self._state: dict[str, dict[str, Any]] = (
-            json.loads(self._state_file.read_text()) if self._state_file.exists() else {}
-        )
+        self._state = _read_state(self._state_file)
         self._services: dict[str, Service] = {}
         for name in config.tracking.names:
             self._open(name, config, run_folder, version)
@@ -155,3 +158,12 @@ class Tracking:
             replace_file(self._state_file, json.dumps(self._state) + "\n")
         except OSError:  # a full disk: the learner says so
             return
+
+
+def _read_state(file: Path) -> _State:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_State) if file.exists() else {}
+    except (ValueError, msgspec.MsgspecError) as error:
+        raise ConfigError(
+            f"{file}, which says how far each tracker has come, is damaged: remove it, and they are given all once more"
+        ) from error

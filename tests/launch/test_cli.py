@@ -1,3 +1,4 @@
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ import pytest
 from model_files import make_model_folder
 
 from launch.cli import main
+from launch.run_folder import LOCK_FILE
 from learner.journal import Began, Dropped, Journal, Released, Took
 from shared.episodes import TicketId
 
@@ -32,6 +34,8 @@ def test_an_incomplete_model_folder_says_what_is_missing(capsys, tmp_path, missi
 
 
 def test_an_audit_tells_what_became_of_every_ticket(capsys, tmp_path):
+    assert main(["audit", str(tmp_path / "none")]) == 1
+    assert "none does not exist: name the folder of a run" in capsys.readouterr().err
     assert main(["audit", str(tmp_path)]) == 1
     assert "has no journal" in capsys.readouterr().err
     journal = Journal(tmp_path / "journal")
@@ -45,7 +49,16 @@ def test_an_audit_tells_what_became_of_every_ticket(capsys, tmp_path):
     assert (shown["acknowledged"], shown["trained"], shown["dropped"]) == ("3", "2", "rolled_back 1")
     journal.append(Took(TicketId(0, 0, 4), 1, "rollout-0", 0, ()))
     assert main(["audit", str(tmp_path)]) == 1
-    assert "lost acknowledged tickets" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith("has 1 acknowledged tickets that are lost\n")
+    with (tmp_path / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 2}\n{"st')
+    with (tmp_path / LOCK_FILE).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert main(["audit", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.endswith(
+        "are lost, 1 steps that the journal or metrics.jsonl has, but not both; it is still going: audit it once it "
+        "has ended\n"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +111,7 @@ def test_help_loads_no_heavy_library(arguments):
     code = f"""
 import sys
 from launch.cli import main
+from launch.run_folder import LOCK_FILE
 try:
     main({arguments})
 except SystemExit:

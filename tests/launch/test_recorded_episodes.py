@@ -82,5 +82,14 @@ def test_a_torn_tail_ends_the_journal(folder):
 
 
 def test_a_run_without_a_journal_is_refused(folder):
-    with pytest.raises(JournalError, match="has no journal"):
+    with pytest.raises(JournalError, match="has no journal: it never came to"):
         recorded(folder)
+
+
+def test_a_journal_of_which_nothing_can_be_read_is_damaged(folder):
+    (folder / "journal").touch()
+    assert not recorded(folder).damaged
+    (folder / "journal").write_bytes(b"no record")
+    assert recorded(folder).damaged
+    WrittenJournal(folder).train(0, text_ticket(0, 0))
+    assert not recorded(folder).damaged

@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from launch.records import Guarded, Records, flat
 from launch.supervisor import Origin, Restart
 
@@ -38,8 +40,9 @@ def test_what_is_on_record_up_to_a_version_is_past_and_what_comes_is_told_once(t
     assert heard.steps == [3]
 
 
-def test_a_torn_last_line_is_not_past(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n{"st')
+@pytest.mark.parametrize("damage", [b'{"st', b"\xff\n", b'{"other": 1}\n{"step": 3}\n', b'[]\n{"step": 3}\n'])
+def test_what_is_torn_or_damaged_is_not_past_nor_what_follows(tmp_path, damage):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damage)
     assert Records(tmp_path, 5).past_steps == [{"step": 1}]
 
 

@@ -15,7 +15,7 @@ from learner.checkpoint import CheckpointStore, TrainerState
 from learner.journal import Began, Journal
 from learner.progress import Summary
 from shared.config_file import load_config
-from shared.errors import CheckpointError, ConfigError
+from shared.errors import CheckpointError, ConfigError, JournalError
 from shared.metrics import write_json
 
 
@@ -30,9 +30,9 @@ def enter(config):
         pass
 
 
-def checkpoint(folder, version):
+def checkpoint(folder, version, journal_end=0):
     store = CheckpointStore(folder / "checkpoints", keep=2)
-    store.commit(store.begin(version), TrainerState(version, {}, {}, {}, {}, {}, 0))
+    store.commit(store.begin(version), TrainerState(version, {}, {}, {}, {}, {}, journal_end))
     return folder / f"checkpoints/step-{version:06}"
 
 
@@ -133,6 +133,24 @@ def test_a_learner_that_died_goes_on_from_the_newest_intact_checkpoint_under_the
     with open_run_folder(config_for(tmp_path)) as next_start:
         assert next_start.lineage == 4  # a failed start has none of its own
         assert next_start.version == 60
+
+
+def test_a_journal_that_the_checkpoint_says_was_longer_is_refused_before_anything_starts(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20, journal_end=100)
+    with pytest.raises(JournalError, match="has 0 bytes of whole records, and the checkpoint accounts for 100"):
+        enter(config_for(tmp_path))
+    (run.path / "journal").write_bytes(bytes(99))
+    with pytest.raises(JournalError, match="it has 99 bytes"):
+        enter(config_for(tmp_path))
+
+
+def test_a_damaged_count_of_the_starts_is_a_clear_error(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    (run.path / "lineage").write_text("one\n")
+    with pytest.raises(CheckpointError, match="lineage, which counts the starts of the run, is damaged"):
+        enter(config_for(tmp_path))
 
 
 def test_a_run_is_finished_once_its_summary_is_on_record(tmp_path):

@@ -1,6 +1,8 @@
 import hashlib
 import json
+import math
 import random
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from rollout.chat import ChatTokenizer
 from rollout.environment import make_environment
 from shared.config import EnvironmentConfig
 from shared.episodes import Role, Task
-from shared.errors import ModelFolderError
+from shared.errors import ConfigError, ModelFolderError
 
 ENVIRONMENT = EnvironmentConfig(prompts="short")
 SMALL = TinyModelSettings(hidden=16, layers=1, intermediate=16, steps=3, batch=8)
@@ -124,6 +126,35 @@ def test_an_existing_folder_is_left_alone(made):
     with pytest.raises(ModelFolderError, match="exists already"):
         make_tiny_model(made[0], ENVIRONMENT, settings=SMALL, seed=1)
     assert hashes(made[0]) == before
+
+
+def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelFolderError, match=r"cannot write the model to .*file/tiny: .*name another folder"):
+        make_tiny_model(tmp_path / "file/tiny", ENVIRONMENT, settings=SMALL, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"steps": -1}, "--steps -1: it has to be at least 0"),
+        ({"layers": 0}, "--layers 0: it has to be at least 1"),
+        ({"batch": 0}, "--batch 0: it has to be at least 1"),
+        ({"lr": math.nan}, "--lr nan: it has to be more than 0"),
+        ({"proposer_share": 1.5}, "--proposer-share 1.5: it has to be from 0 to 1"),
+        ({"hidden": 63}, "--hidden 63: it has to be an even number for each of the heads (--heads 2)"),
+        ({"kv_heads": 3}, "--kv-heads 3: --heads 2 is no multiple of it"),
+    ],
+)
+def test_sizes_of_which_no_model_can_be_made_are_refused_by_the_option(option, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        TinyModelSettings(**option)
+
+
+def test_a_model_that_cannot_read_its_own_demonstrations_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"--max-positions 10: a demonstration has \d+ tokens"):
+        make_tiny_model(tmp_path / "tiny", ENVIRONMENT, settings=replace(SMALL, max_positions=10), seed=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_crash_leaves_nothing_behind(tmp_path):

@@ -17,7 +17,7 @@ from rollout.environment import make_environment
 from shared.config import Config
 from shared.config_file import load_config
 from shared.episodes import Task
-from shared.errors import ConfigError
+from shared.errors import ConfigError, EngineError, PlacementError
 
 CHAT = CharacterChat()
 
@@ -108,6 +108,29 @@ def test_a_share_that_holds_nothing_out_is_refused(tmp_path):
     check(0.2)
     with pytest.raises(ConfigError, match=r"environment\.held_out=0\.0001 holds no deduction problem out"):
         check(0.0001)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variable", "error", "said"),
+    [
+        ({}, ("VLLM_ALLOW_INSECURE_SERIALIZATION", "1"), EngineError, "unset it"),
+        ({"placement__kind": "cluster"}, ("TMPDIR", "/tmp"), PlacementError, r"needs --placement\.ray_address"),
+        ({}, ("TMPDIR", "/tmp/a/folder/too/deep"), ConfigError, "too long a path: .* TMPDIR=/tmp"),
+    ],
+)
+def test_what_no_process_would_start_with_is_an_error_before_anything_is_made(
+    tmp_path, monkeypatch, settings, variable, error, said
+):
+    monkeypatch.setenv(*variable)
+    monkeypatch.setattr("tempfile.tempdir", variable[1] if variable[0] == "TMPDIR" else None)
+    monkeypatch.setattr(launch.train, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.train, "check_disk", lambda *_: None)
+    monkeypatch.setattr(launch.train, "probe", lambda *_: ())
+    monkeypatch.setattr(launch.train.ChatTokenizer, "from_folder", lambda _: CHAT)
+    lengths = {"sampling__max_prompt_tokens": 2000, "sampling__max_response_tokens": 20}
+    with pytest.raises(error, match=said):
+        train(configured(tmp_path, run__folder=tmp_path / "runs", **lengths, **settings))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_port_that_is_taken_is_an_error_before_anything_is_made(tmp_path, monkeypatch):

@@ -68,6 +68,8 @@ def test_a_resumed_run_goes_on_with_what_is_on_record_up_to_its_version(tmp_path
             progress.evaluated(evaluation(version, {}))
     progress.close()
     before = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    with (tmp_path / "evaluations.jsonl").open("a") as damaged:
+        damaged.write('{"other": 1}\n')
 
     resumed = Progress(config, tmp_path, resumed_at=3)
     assert not resumed.needs_evaluation(2, final=False)

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import socket
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from model_files import make_model_folder
 
 from launch.cli import main
-from launch.doctor.findings import Finding, Status
+from launch.doctor.findings import Finding, Status, run_checks
 from launch.doctor.places import (
     check_addresses,
     check_disks,
     check_environment,
     check_model,
-    check_temporary_folder,
+    check_temporary_place,
 )
 from shared.config_file import load_config
 from shared.errors import ConfigError
@@ -103,10 +102,12 @@ def test_an_address_that_is_taken_is_told():
     assert finding.status is Status.OK
 
 
-def test_a_temporary_folder_that_is_too_deep_for_sockets_is_told():
-    (finding,) = check_temporary_folder(Path("/tmp"))
+def test_a_temporary_folder_that_is_too_deep_for_sockets_is_told(monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/tmp")
+    (finding,) = run_checks([("temporary folder", check_temporary_place)])
     assert finding.status is Status.OK
-    (finding,) = check_temporary_folder(Path("/home/somebody/scratch/tmp"))
+    monkeypatch.setattr("tempfile.tempdir", "/home/somebody/scratch/tmp")
+    (finding,) = run_checks([("temporary folder", check_temporary_place)])
     assert (finding.status, "TMPDIR=/tmp" in finding.advice) == (Status.FAIL, True)
 
 

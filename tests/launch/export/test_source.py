@@ -45,5 +45,5 @@ def test_a_model_that_is_not_there_is_refused_naming_those_that_are(tmp_path):
 
 
 def test_a_run_without_a_model_says_what_to_wait_for(tmp_path):
-    with pytest.raises(CheckpointError, match="no model yet: wait for its first checkpoint"):
+    with pytest.raises(CheckpointError, match="no model yet: its first checkpoint is still to come"):
         found(make_run(tmp_path))

@@ -150,6 +150,12 @@ def test_what_cannot_be_shown_is_explained(mine, capsys, arguments, said):
     assert re.search(said, capsys.readouterr().err)
 
 
+def test_a_damaged_journal_is_called_so(mine, capsys):
+    (mine / "journal").write_bytes(b"no record")
+    assert main(["inspect", str(mine)]) == 1
+    assert "its journal is damaged, from the beginning" in capsys.readouterr().err
+
+
 def test_a_run_whose_tokenizer_is_gone_asks_for_one(mine, capsys, tmp_path):
     tokenizer = mine / "model" / "tokenizer.json"
     tokenizer.rename(tmp_path / "tokenizer.json")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -172,13 +172,14 @@ def test_by_default_it_goes_into_the_runs_folder_which_stays_fit_to_be_resumed(t
     assert (mine / "report").stat().st_mode & 0o022 == 0
 
 
-def test_without_matplotlib_it_says_how_to_install_it(mine, monkeypatch, capsys):
-    found = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else found(name, *rest)
-    )
+@pytest.mark.parametrize("fault", ["No module named 'matplotlib'", "libfreetype.so.6: cannot open shared object file"])
+def test_without_a_matplotlib_that_works_it_says_how_to_install_it(mine, monkeypatch, capsys, fault):
+    def fails(_):
+        raise ImportError(fault)
+
+    monkeypatch.setattr(importlib, "import_module", fails)
     assert main(["report", str(mine)]) == 1
-    assert "pip install 'primezero[report]'" in capsys.readouterr().err
+    assert f"({fault}): pip install 'primezero[report]'" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_named(mine, tmp_path, capsys):
