@@ -31,7 +31,14 @@ start_head() {
 }
 
 join_cluster() {
+  local host=${1%:*} port=${1##*:}
+  [[ $1 =~ ^[A-Za-z0-9._-]+:[0-9]+$|^\[[0-9A-Fa-f:]+\]:[0-9]+$ ]] ||
+    fail "join needs HOST:PORT, as the head says it, not '$1'"
   [ -f "$token" ] || fail "$token is missing: copy it from the machine that 'bash launch/cluster.sh head' was given on"
+  host=${host#[} host=${host%]}
+  timeout 10 bash -c 'exec 3<>"/dev/tcp/$0/$1"' "$host" "$port" 2>/dev/null ||
+    fail "nobody answers at $1: is that what 'bash launch/cluster.sh head' says on the other machine, and does a firewall" \
+      "let this one through?"
   bash launch/setup.sh "${TARGET:-gpu}"
   .venv/bin/ray start --address="$1" >/dev/null
   say "this machine is part of the Ray cluster at $1"
@@ -39,7 +46,7 @@ join_cluster() {
 
 case ${1:-} in
   head) shift; start_head "$@"; exit 0 ;;
-  join) join_cluster "${2:?join needs HOST:PORT, as the head says it}"; exit 0 ;;
+  join) join_cluster "${2:-}"; exit 0 ;;
 esac
 read_words "$@"
 if [ -z "${RAY_ADDRESS:-}" ]; then

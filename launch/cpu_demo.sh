@@ -7,7 +7,9 @@ seed=0
 overrides=()
 while [ $# -gt 0 ]; do
   case $1 in
-    --seed) seed=${2:?--seed needs a number}; shift 2 ;;
+    --seed)
+      [ -n "${2:-}" ] || { echo "cpu_demo: --seed needs a number" >&2; exit 2; }
+      seed=$2; shift 2 ;;
     --seed=*) seed=${1#--seed=}; shift ;;
     *) overrides+=("$1"); shift ;;
   esac

@@ -149,6 +149,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
             )
 
             def tell(restart: Restart) -> None:
+                interrupts.check()  # who ends all of a run's processes, as a scheduler does, has none started again
                 restarts.write(restart)
                 records.tell(observers)
                 for observer in observers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -90,14 +91,26 @@ def test_a_head_is_started_with_a_token_and_says_what_others_are_given(tmp_path)
     assert "RAY_ADDRESS=10.0.0.1:6379" in done.stdout
 
 
-def test_a_machine_joins_only_with_the_token(tmp_path: Path):
+def test_a_machine_joins_only_with_the_token_where_somebody_listens(tmp_path: Path):
     tree = make_gpu_tree(tmp_path)
     refused = run(tree, "cluster.sh", "join", "10.0.0.1:6379")
     assert refused.returncode == 1
     assert ".ray/auth_token is missing: copy it" in refused.stderr
     (tree / ".ray").mkdir()
     (tree / ".ray/auth_token").write_text("0" * 64)
-    joined = run(tree, "cluster.sh", "join", "10.0.0.1:6379")
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = "{}:{}".format(*head.getsockname())
+        joined = run(tree, "cluster.sh", "join", address)
     assert joined.returncode == 0, joined.stderr
-    assert "part of the Ray cluster at 10.0.0.1:6379" in joined.stdout
-    assert run(tree, "cluster.sh", "join").returncode == 1
+    assert f"part of the Ray cluster at {address}" in joined.stdout
+    alone = run(tree, "cluster.sh", "join", address)
+    assert alone.returncode == 1
+    assert alone.stderr.startswith(f"cluster: nobody answers at {address}: is that what")
+    assert "ray start" not in alone.stdout
+
+
+@pytest.mark.parametrize("words", [[], ["10.0.0.1"], ["$(date):1"], ["http://10.0.0.1:6379"]])
+def test_a_machine_joins_nothing_without_an_address(tmp_path: Path, words):
+    refused = run(make_gpu_tree(tmp_path), "cluster.sh", "join", *words)
+    assert refused.returncode == 1
+    assert refused.stderr == f"cluster: join needs HOST:PORT, as the head says it, not '{' '.join(words)}'\n"

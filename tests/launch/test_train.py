@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 
@@ -90,16 +92,18 @@ def test_interrupted_twice_it_leaves_at_once(start, moment):
     run.press_ctrl_c()
     output = run.finish()
     assert run.process.returncode == 130, output
-    assert "interrupted: every process of the run has been ended" in output
+    assert "every process of the run has been ended; given again" in output
 
 
-def test_told_to_end_it_leaves_at_once(start):
+@pytest.mark.parametrize("tell", [os.kill, os.killpg], ids=["the launcher", "all"])
+def test_told_to_end_it_leaves_at_once(start, tell):
     run = start(**{"run.steps": 10_000})
     run.wait_for(r"step +2/")
-    run.process.terminate()
+    tell(run.process.pid, signal.SIGTERM)
     output = run.finish()
+    assert "is started again" not in output
     assert run.process.returncode == 143, output
-    assert "interrupted: every process of the run has been ended" in output
+    assert "every process of the run has been ended; given again" in output
     assert "Traceback" not in output
 
 
