@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import select
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -21,9 +19,11 @@ from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
 from launch.play.command import add_play
 from launch.report.command import add_report
+from launch.standard_output import reader_has_gone, show_what_can_be_shown, write_no_more
 from launch.tiny_model import TinyModelSettings
 from shared.config_file import known_keys, load_config
-from shared.errors import ConfigError, PrimezeroError, named
+from shared.disk import is_full, reason
+from shared.errors import ConfigError, DiskError, PrimezeroError, named
 from shared.metrics import check_writable, write_json
 
 _EVAL_DESCRIPTION = """\
@@ -73,6 +73,7 @@ _PLAIN = ("audit", "report", "inspect", "export", "completion")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit code. A PrimezeroError is shown in a line, without a traceback."""
     words, overrides = split_overrides(sys.argv[1:] if arguments is None else arguments)
+    show_what_can_be_shown()
     parser = _parser()
     options, unknown = parser.parse_known_args(words)
     refuse_unknown(all_commands(parser)[options.name], unknown, configured=options.name in _CONFIGURED)
@@ -80,12 +81,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if overrides and options.name in _PLAIN:
             raise ConfigError(f"{overrides[0]}: `primezero {options.name}` has no configuration; see its --help")
         options.command(options, overrides)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()
     except BrokenPipeError:
-        if not _reader_has_gone():
+        if not reader_has_gone():
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        write_no_more()
         return 141
+    except OSError as error:
+        if not is_full(error):
+            raise
+        write_no_more()
+        where = error.filename or "what there is to say"
+        print(f"primezero: DiskError: cannot write {where}: {reason(error)}; make room there", file=sys.stderr)
+        return DiskError.exit_code
     except PrimezeroError as error:
         print(f"primezero: {named(error)}", file=sys.stderr)
         return error.exit_code
@@ -93,13 +102,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("primezero: interrupted", file=sys.stderr)
         return 130
     return 0
-
-
-def _reader_has_gone() -> bool:
-    """Whether nobody reads any more what this process prints: a reader such as `head` has seen enough."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), 0)
-    return bool(poll.poll(0))  # asked for nothing, it says only that the other end is closed
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -1,4 +1,6 @@
 import fcntl
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +150,28 @@ def test_ctrl_c_ends_a_command_without_a_traceback(capsys, monkeypatch, tmp_path
     monkeypatch.setattr("launch.tiny_model.make_tiny_model", interrupted)
     assert main(["init-model", str(tmp_path / "tiny")]) == 130
     assert capsys.readouterr().err == "primezero: interrupted\n"
+
+
+def run(*words: str, shell: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command in a shell; `shell`: where its output goes."""
+    command = f"{shlex.join([sys.executable, '-m', 'launch.cli', *words])} {shell}"
+    env = os.environ | environment
+    return subprocess.run(
+        command, shell=True, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_output_that_finds_no_room_is_an_error_of_the_disk():
+    done = run("config", shell="> /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "primezero: DiskError: cannot write what there is to say: No space left on device; make room there\n"
+    )
+
+
+def test_a_command_whose_output_is_closed_does_its_work():
+    done = run("config", "--learner.lr", "1", shell=">&-")
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.usefixtures("capfd")

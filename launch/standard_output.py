@@ -1,0 +1,26 @@
+"""What a command prints to: a reader that may leave, a terminal that may lack characters."""
+
+from __future__ import annotations
+
+import io
+import os
+import select
+import sys
+
+
+def show_what_can_be_shown() -> None:
+    """From here on a character that the output's encoding lacks becomes a question mark."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def reader_has_gone() -> bool:
+    """Whether nobody reads any more what this process prints: a reader such as `head` has seen enough."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return bool(poll.poll(0))  # asked for nothing, it says only that the other end is closed
+
+
+def write_no_more() -> None:
+    """What is still printed goes nowhere, and neither does what has been but not written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
