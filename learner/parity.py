@@ -29,6 +29,6 @@ def check_parity(
         raise WeightSyncError(
             f"weight sync left worker {worker} with other weights than the learner at version {version}: "
             f"log-probabilities of the probe differ by {difference:.3g} nats on average, tolerance {tolerance:.3g} "
-            "(sync.probe_tolerance). Training on would be silent garbage."
+            "(sync.probe_tolerance). Training on would be silent garbage; docs/troubleshooting.md says where to look"
         )
     return difference

@@ -132,7 +132,7 @@ class WorkerPool:
         self._wait(
             lambda: len(self._workers) >= count,
             timeout_s,
-            lambda: f"{len(self._workers)} of {count} rollout workers connected",
+            lambda: f"{len(self._workers)} of {count} rollout workers connected (rollout.start_timeout_s)",
         )
 
     def wait_for_newcomer(self, timeout_s: float) -> None:
@@ -160,7 +160,9 @@ class WorkerPool:
         self._wait(
             lambda: self._collector.is_complete(number),
             self._config.stream.batch_timeout_s,
-            lambda: "{} of {} tickets of batch {} closed, then none".format(*self._collector.progress(number), number),
+            lambda: "{} of {} tickets of batch {} closed, then none (stream.batch_timeout_s)".format(
+                *self._collector.progress(number), number
+            ),
             progress=lambda: (self._collector.progress(number)[0], self._turnover.workers_joined),
             attend=attend,
         )
