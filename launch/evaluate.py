@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from launch.engine_noise import engine_noise
 from launch.evaluation_report import BandReport, Report
 from launch.evaluation_results import Compared, Outcome, problem_set
 from launch.lengths import check_context, check_prompts
@@ -134,19 +135,21 @@ async def _evaluate(
     """What the model makes of each band's problems, in their order."""
     _say(f"{model}: starting the engine")
     sampling = config.sampling
-    engine = await Engine.start(
-        model.resolve(),
-        dtype=config.model.dtype,
-        seed=config.run.seed,
-        rollout=config.rollout,
-        max_model_len=sampling.max_prompt_tokens + sampling.max_response_tokens,
-        sync=config.sync,
-        transport=config.transport,
-    )
-    try:
-        return [await _attempt_band(engine, chat, config, band, samples, f"{model}") for band in bands]
-    finally:
-        await engine.shutdown()
+    with engine_noise() as noise:
+        with noise.kept():
+            engine = await Engine.start(
+                model.resolve(),
+                dtype=config.model.dtype,
+                seed=config.run.seed,
+                rollout=config.rollout,
+                max_model_len=sampling.max_prompt_tokens + sampling.max_response_tokens,
+                sync=config.sync,
+                transport=config.transport,
+            )
+        try:
+            return [await _attempt_band(engine, chat, config, band, samples, f"{model}") for band in bands]
+        finally:
+            await engine.shutdown()
 
 
 async def _attempt_band(

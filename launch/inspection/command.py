@@ -131,7 +131,7 @@ def _up_to(found: Iterator[RecordedEpisode], limit: int) -> Iterator[RecordedEpi
 @contextmanager
 def _paged(console: Any) -> Iterator[None]:
     """Through the user's pager where a person reads; not where what is shown fits on the screen."""
-    if not (console.is_terminal and sys.stdin.isatty()):
+    if not (console.is_terminal and sys.stdin is not None and sys.stdin.isatty()):
         yield
         return
     os.environ.setdefault("LESS", "FRX")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,6 +60,8 @@ def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
     _check(options)
     request = _request(options)
+    if request is None and sys.stdin is None:  # closed by whoever started this
+        raise ConfigError("there is no input to read requests from: give two of --p, --x and --y, or --propose")
     config = load_config(options.config or model_config(options.model), overrides)
     model = config.model.model_copy(update={"path": options.model.resolve()})
     config = config.model_copy(update={"model": model})

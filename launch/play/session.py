@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
+from launch.engine_noise import engine_noise
 from launch.play.asking import Request, parse_line
 from launch.play.player import Player, Turn
-from launch.quiet_start import quiet_start
 from rollout.chat import ChatTokenizer
 from rollout.worker import start_engine
 from shared.config import Config
@@ -37,10 +36,9 @@ def serve(
 
     Between requests no event loop runs, so that Ctrl-C at the prompt is what it is elsewhere.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a screen that is read has no room for more
-    with asyncio.Runner() as runner:
+    with asyncio.Runner() as runner, engine_noise() as noise:
         print("starting the engine", file=sys.stderr, flush=True)
-        with quiet_start():
+        with noise.kept():
             engine = runner.run(start_engine(config))
         try:
             player = Player(config, engine, chat, samples=samples, temperature=temperature)

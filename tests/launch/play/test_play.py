@@ -167,6 +167,12 @@ def test_what_cannot_work_is_refused_before_an_engine_starts(engine, model, caps
     assert not hasattr(engine, "config")
 
 
+def test_without_a_request_or_anything_to_read_one_from_no_engine_starts(engine, model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["play", "--model", str(model)]) == 1
+    assert "no input to read requests from: give two of --p, --x and --y" in capsys.readouterr().err
+
+
 def test_a_prompt_that_is_too_long_is_explained(engine, model, capsys):
     assert play(model, "--p", "7", "--x", "3", "--sampling.max_prompt_tokens=20") == 1
     assert "sampling.max_prompt_tokens=20 is too small" in capsys.readouterr().err
