@@ -93,6 +93,12 @@ def read_objects(path: Path) -> list[Record]:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
 
 
+def unreadable_lines(path: Path) -> int:
+    """Lines of a .jsonl file that are written to their end and are no objects: it has been damaged."""
+    ended = path.read_bytes().count(b"\n") if path.exists() else 0
+    return max(0, ended - len(whole_records(path)))
+
+
 def tokenizer_folder(folder: Path, settings: Mapping[str, Any]) -> Path | None:
     """A model folder with the run's tokenizer: the trained model, else the one it began with; None if both are gone."""
     places = [folder / MODEL_FOLDER, Path(str(settings.get("model.path", "")))]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shared.config_file import load_config
-from shared.errors import InstallationError
+from shared.errors import PrimezeroError
 
 _DESCRIPTION = """\
 Check whether this machine can run a training: Python, libraries, compilers, GPU, driver, memory, disk,
@@ -68,7 +68,7 @@ def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     else:
         _show(findings)
     if stopping:
-        raise InstallationError(f"{', '.join(stopping)}: as long as that is so, a run does not start, or does not last")
+        raise PrimezeroError(f"{', '.join(stopping)}: as long as that is so, a run does not start, or does not last")
 
 
 def _show(findings: Sequence[Any]) -> None:

@@ -56,14 +56,22 @@ def check_disks(config: Config) -> Iterator[Finding]:
 
 
 def check_addresses(config: Config) -> Iterator[Finding]:
-    """That this user's processes can reach each other: over loopback, and at the stream's endpoint."""
+    """That processes reach each other over loopback, and that stream and monitor can listen where they are to."""
     with socket.socket() as listener, socket.socket() as caller:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         caller.settimeout(5)
         caller.connect(listener.getsockname())
     check_address(config.stream.endpoint)
-    yield Finding("ports", Status.OK, f"loopback connects, stream.endpoint is {config.stream.endpoint}")
+    host, port = config.monitor.host, config.monitor.port
+    try:
+        if port is not None:
+            socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        found = f"nothing can listen at {host}:{port} ({error.strerror or error})"
+        yield Finding("ports", Status.FAIL, found, "choose another monitor.port, or an address of this machine")
+    else:
+        yield Finding("ports", Status.OK, f"loopback connects, stream.endpoint is {config.stream.endpoint}")
 
 
 def check_temporary_place() -> Iterator[Finding]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.run_records import RunRecords, read_run
+from launch.run_folder import METRICS_FILE
+from launch.run_records import RunRecords, read_run, unreadable_lines
 from shared.disk import reason
 from shared.errors import ConfigError, InstallationError
 from shared.metrics import replace_file
@@ -52,6 +54,9 @@ def _report(options: argparse.Namespace, _: Sequence[str]) -> None:
             f"a report needs matplotlib ({error}): pip install 'primezero[report]', or uv pip install matplotlib"
         ) from error
     runs = _runs(options.folders)
+    for path in (run.folder / METRICS_FILE for run in runs):
+        if lines := unreadable_lines(path):
+            print(f"{path} is damaged: {lines} of its lines cannot be read, and are left out", file=sys.stderr)
     out: Path = options.out or (runs[0].folder / "report" if len(runs) == 1 else Path("report"))
     page = write_report(runs, out)
     print(f"{page} ({page.stat().st_size / 2**20:.1f} MiB), and its figures beside it")

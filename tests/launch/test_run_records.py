@@ -1,7 +1,15 @@
 import pytest
 from recorded_runs import step_record, write_records
 
-from launch.run_records import default_settings, known_config, number, read_objects, read_run, tokenizer_folder
+from launch.run_records import (
+    default_settings,
+    known_config,
+    number,
+    read_objects,
+    read_run,
+    tokenizer_folder,
+    unreadable_lines,
+)
 from shared.config_file import load_config
 from shared.errors import ConfigError
 
@@ -24,6 +32,15 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path):
     path.write_bytes(b'{"step": 1}\n[3]\n\xff\xfe\n\n{"step": 2}\n{"step": 3, "lear')
     assert read_objects(path) == [{"step": 1}, {"step": 2}]
     assert read_objects(tmp_path / "none.jsonl") == []
+
+
+def test_lines_that_are_torn_by_a_writer_at_work_are_no_damage(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    assert unreadable_lines(path) == 0
+    path.write_text('{"step": 1}\n{"step"')
+    assert unreadable_lines(path) == 0
+    path.write_text('{"step": 1}\n\x00\x00\n[]\n{"step": 2}\n')
+    assert unreadable_lines(path) == 2
 
 
 def test_a_folder_that_is_no_run_says_what_to_name(tmp_path):

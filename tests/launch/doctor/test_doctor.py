@@ -47,7 +47,7 @@ def test_what_stops_a_run_is_the_exit_code_and_comes_with_advice(settings, capsy
     monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
     assert main(["doctor", *settings]) == 1
     captured = capsys.readouterr()
-    assert "primezero: InstallationError: environment, model folder: as long as that is so" in captured.err
+    assert "primezero: environment, model folder: as long as that is so" in captured.err
     assert "tokenizer.json is" in captured.out
     assert main(["doctor", "--json", *settings]) == 1
     report = json.loads(capsys.readouterr().out)
@@ -99,6 +99,15 @@ def test_an_address_that_is_taken_is_told():
         with pytest.raises(ConfigError, match="the learner cannot listen"):
             list(check_addresses(load_config(None, [f"--stream.endpoint={endpoint}"])))
     (finding,) = check_addresses(load_config(None))
+    assert finding.status is Status.OK
+
+
+def test_a_port_of_the_monitor_that_is_taken_is_told():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = load_config(None, [f"--monitor.port={taken.getsockname()[1]}"])
+        (finding,) = check_addresses(config)
+        assert (finding.status, "monitor.port" in finding.advice) == (Status.FAIL, True)
+    (finding,) = check_addresses(config)
     assert finding.status is Status.OK
 
 

@@ -182,6 +182,13 @@ def test_without_a_matplotlib_that_works_it_says_how_to_install_it(mine, monkeyp
     assert f"({fault}): pip install 'primezero[report]'" in capsys.readouterr().err
 
 
+def test_damaged_records_are_left_out_and_said_so(mine, capsys):
+    with (mine / "metrics.jsonl").open("a") as metrics:
+        metrics.write("no record\n")
+    assert main(["report", str(mine)]) == 0
+    assert "metrics.jsonl is damaged: 1 of its lines cannot be read" in capsys.readouterr().err
+
+
 def test_a_place_that_cannot_be_written_is_named(mine, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["report", str(mine), "--out", str(tmp_path / "file" / "out")]) == 1
