@@ -11,9 +11,17 @@ say() { echo "$name: $*"; }
 fail() { echo "$name: $*" >&2; exit 1; }
 
 read_words() {
-  local word
+  local word before=
   for word in "$@"; do
-    if [ "$word" = --dry-run ]; then dry_run=1; else overrides+=("$word"); fi
+    case $word in
+      --dry-run) dry_run=1 ;;
+      --*.*) overrides+=("$word") ;;
+      *) # before a model of 6 GB is fetched, not after
+        [[ $word != --* && $before == --*.* && $before != *=* ]] ||
+          fail "'$word' is not understood: there are --dry-run and --section.key VALUE; RESUME=1 stands before the command"
+        overrides+=("$word") ;;
+    esac
+    before=$word
   done
 }
 

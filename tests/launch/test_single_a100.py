@@ -92,3 +92,19 @@ def test_scripts_are_strict_and_parse():
     for script in ROOT.glob("launch/**/*.sh"):
         assert "set -euo pipefail" in script.read_text(), script
         subprocess.run(["bash", "-n", str(script)], check=True)
+
+
+@pytest.mark.parametrize(
+    "words", [["--dryrun"], ["dry-run"], ["--resume"], ["--run.steps", "3", "4"], ["--run.steps=3", "4"]]
+)
+def test_a_word_that_is_none_is_refused_before_a_model_is_fetched(gpu_tree, words):
+    done = run(gpu_tree, *words)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"single_a100: '{words[-1]}' is not understood: there are --dry-run and")
+    assert done.stdout == ""
+
+
+def test_values_are_whatever_follows_a_key(gpu_tree):
+    words = ["--run.name", "mine", "--learner.lr=1", "--rollout.seed", "-1"]
+    done = run(gpu_tree, *words)
+    assert done.stdout.splitlines()[-1].endswith(" ".join(words))
