@@ -183,8 +183,8 @@ def check_length(path: Path, accounted: int) -> None:
 
 def _too_short(path: Path, end: int, accounted: int) -> JournalError:
     return JournalError(
-        f"the journal {path} is damaged, or not the run's: it has {end} bytes of whole records, and the checkpoint "
-        f"accounts for {accounted}. Put the file back as it was, or begin anew with --run.overwrite true"
+        f"the journal {path} ends, or is damaged, after {end} bytes, and the checkpoint accounts for {accounted}. Put "
+        "the file back as it was, or begin anew with --run.overwrite true"
     )
 
 

@@ -138,10 +138,10 @@ def test_a_learner_that_died_goes_on_from_the_newest_intact_checkpoint_under_the
 def test_a_journal_that_the_checkpoint_says_was_longer_is_refused_before_anything_starts(tmp_path):
     with open_run_folder(config_for(tmp_path)) as run:
         checkpoint(run.path, 20, journal_end=100)
-    with pytest.raises(JournalError, match="has 0 bytes of whole records, and the checkpoint accounts for 100"):
+    with pytest.raises(JournalError, match="after 0 bytes, and the checkpoint accounts for 100"):
         enter(config_for(tmp_path))
     (run.path / "journal").write_bytes(bytes(99))
-    with pytest.raises(JournalError, match="it has 99 bytes"):
+    with pytest.raises(JournalError, match="after 99 bytes"):
         enter(config_for(tmp_path))
 
 

@@ -44,7 +44,7 @@ def test_a_journal_that_a_checkpoint_says_was_longer_is_refused_and_left_as_it_i
     whole = path.read_bytes()
     Journal(path, accounted=len(whole)).close()
     path.write_bytes(whole[:-1])
-    with pytest.raises(JournalError, match=f"has {last} bytes .* accounts for {len(whole)}"):
+    with pytest.raises(JournalError, match=f"after {last} bytes, .* accounts for {len(whole)}"):
         Journal(path, accounted=len(whole))
     assert path.read_bytes() == whole[:-1]
     Journal(path, accounted=last).close()
