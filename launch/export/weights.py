@@ -43,7 +43,7 @@ def _read(path: Path) -> dict[str, Any]:
     import torch
 
     if not path.parent.is_dir():
-        raise CheckpointError(f"{path.parents[1]} is gone: a run that goes on keeps the newest alone; try again")
+        raise CheckpointError(f"{path.parents[1]} is gone: a run that goes on keeps only its newest ones; try again")
     if not path.is_file():
         raise CheckpointError(
             f"{path.parent} has no {_WEIGHTS_FILE}: under learner.zero_stage=3 a checkpoint has the weights in parts; "

@@ -47,6 +47,7 @@ class ScriptedEngine:
     @classmethod
     async def start(cls, model: Path, **settings) -> ScriptedEngine:
         cls.log.append(f"start {model.name}")
+        os.write(2, b"noise of a library\n")
         cls.asked.append(settings)
         return cls(model)
 
@@ -180,6 +181,14 @@ def test_the_configuration_of_the_run_is_used_and_named(engine, folder, capsys):
     captured = capsys.readouterr()
     assert "primes 2..7" in captured.out
     assert "trained with" not in captured.err
+
+
+def test_what_libraries_say_at_the_start_is_shown_only_where_the_engine_fails(engine, folder, capfd):
+    assert main(["eval", str(folder), *SHORT]) == 0
+    assert "noise" not in capfd.readouterr().err
+    engine.fails = True
+    assert main(["eval", str(folder), *SHORT]) == 1
+    assert "noise of a library\n" in capfd.readouterr().err
 
 
 def test_the_engine_is_ended_when_it_fails(engine, folder, capsys):

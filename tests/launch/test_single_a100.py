@@ -108,3 +108,9 @@ def test_values_are_whatever_follows_a_key(gpu_tree):
     words = ["--run.name", "mine", "--learner.lr=1", "--rollout.seed", "-1"]
     done = run(gpu_tree, *words)
     assert done.stdout.splitlines()[-1].endswith(" ".join(words))
+
+
+def test_a_seed_without_a_number_is_told_in_the_demo_s_own_words():
+    command = ["bash", str(ROOT / "launch/cpu_demo.sh"), "--seed"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (2, "cpu_demo: --seed needs a number\n")

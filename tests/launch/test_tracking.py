@@ -75,6 +75,13 @@ def test_without_tensorboard_the_run_goes_on_and_says_so(tmp_path, monkeypatch):
     assert "pip install tensorboard" in said[0]
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"tensorboard": 3}'])
+def test_a_damaged_record_of_how_far_they_have_come_is_a_clear_error(tmp_path, content):
+    (tmp_path / "tracking.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"tracking\.json, .* is damaged: remove it"):
+        Tracking(config(tmp_path), tmp_path, 0, print)
+
+
 @pytest.mark.parametrize("name", ["wandb", "mlflow", "trackio"])
 def test_a_named_tracker_that_is_not_installed_is_said_before_anything_starts(tmp_path, monkeypatch, name):
     monkeypatch.setattr(tracker.importlib.util, "find_spec", lambda asked: None)

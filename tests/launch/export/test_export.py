@@ -155,3 +155,9 @@ def test_a_checkpoint_in_parts_says_how_to_get_the_whole(checkpoint, format_mode
     (checkpoint / "policy/mp_rank_00_model_states.pt").rename(checkpoint / "policy/zero_pp_rank_0_model_states.pt")
     with pytest.raises(CheckpointError, match="parts; resume the run"):
         save_weights(checkpoint, format_model, tmp_path / "out")
+
+
+def test_a_checkpoint_that_the_run_has_replaced_meanwhile_is_gone(checkpoint, format_model, tmp_path):
+    shutil.rmtree(checkpoint)
+    with pytest.raises(CheckpointError, match="step-000002 is gone: a run that goes on keeps only its newest ones"):
+        save_weights(checkpoint, format_model, tmp_path / "out")
