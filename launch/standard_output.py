@@ -6,12 +6,27 @@ import io
 import os
 import select
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def show_what_can_be_shown() -> None:
     """From here on a character that the output's encoding lacks becomes a question mark."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def console() -> Console:
+    """rich's, to which a reader that has gone is what it is to `print`."""
+    from rich.console import Console
+
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # by itself rich would end the process, with 1
+
+    return Output(highlight=False)
 
 
 def reader_has_gone() -> bool:

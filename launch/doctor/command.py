@@ -73,11 +73,11 @@ def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 def _show(findings: Sequence[Any]) -> None:
     """A line for each, what to do below it; folded to the width of the terminal."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     from launch.printable import printable
+    from launch.standard_output import console
 
     styles = {"ok": "green", "warn": "yellow", "fail": "bold red", "skip": "dim"}
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
@@ -86,4 +86,4 @@ def _show(findings: Sequence[Any]) -> None:
     for finding in findings:
         said = printable(finding.found) + (f"\n-> {printable(finding.advice)}" if finding.advice else "")
         table.add_row(Text(finding.status, styles[finding.status]), finding.name, Text(said))
-    Console(highlight=False).print(table)
+    console().print(table)

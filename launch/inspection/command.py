@@ -102,21 +102,20 @@ def _there_are(run: RecordedRun) -> str:
 
 def _show(options: argparse.Namespace, found: Iterator[RecordedEpisode], text: Any) -> None:
     """What is found, up to the limit; `found` has one more where there is more."""
-    from rich.console import Console
-
     from launch.inspection.view import episode_data, show_full, show_list
+    from launch.standard_output import console
 
     shown = _up_to(found, options.limit)
     if options.json:
         for each in shown:
             print(json.dumps(episode_data(each, text), ensure_ascii=True))
     else:
-        console = Console(highlight=False)
-        with _paged(console):
+        output = console()
+        with _paged(output):
             if options.full or options.tokens or options.episode is not None:
-                show_full(console, shown, text, tokens=options.tokens)
+                show_full(output, shown, text, tokens=options.tokens)
             else:
-                show_list(console, shown, text)
+                show_list(output, shown, text)
     if next(found, None) is not None:
         print(f"there are more than {options.limit}: narrow them down, or raise --limit (0: all)", file=sys.stderr)
 

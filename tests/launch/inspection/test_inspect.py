@@ -173,13 +173,14 @@ def test_a_run_without_a_trained_step_says_so(tmp_path, capsys):
     assert "--step last: no step was trained yet" in capsys.readouterr().err
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+@pytest.mark.parametrize(("form", "begins"), [("--json", '{"episode": "1/0/p"'), ("--full", "╭─ 1/0/p")])
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path, form, begins):
     folder = write_records(tmp_path / "long", 3)
     write_journal(folder, 60)
-    command = [sys.executable, "-m", "launch.cli", "inspect", str(folder), "--json", "--limit", "0"]
+    command = [sys.executable, "-m", "launch.cli", "inspect", str(folder), form, "--limit", "0"]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        assert process.stdout.readline().startswith('{"episode": "1/0/p"')
+        assert process.stdout.readline().startswith(begins)
         process.stdout.close()
         assert process.stderr is not None
         assert process.stderr.read() == ""
