@@ -132,6 +132,6 @@ def _paged(console: Any) -> Iterator[None]:
     if not (console.is_terminal and sys.stdin.isatty()):
         yield
         return
-    os.environ.setdefault("LESS", "FRX")
-    with console.pager(styles=True):
+    options = os.environ.setdefault("LESS", "FRX")
+    with console.pager(styles="R" in options.upper()):  # without it less shows what colours are made of
         yield

@@ -176,9 +176,9 @@ PLOTS = (
     ),
     Plot(
         "unparsable",
-        "Responses without an answer in the asked format",
+        "Unparsable responses",
         "share of responses",
-        "Mean of the tasks.",
+        "Those without an answer in the asked format; mean of the tasks.",
         {"proposer": _unparsable(Role.PROPOSER), "solver": _unparsable(Role.SOLVER)},
     ),
     Plot(

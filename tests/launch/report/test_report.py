@@ -83,6 +83,7 @@ def test_the_page_says_what_the_run_came_to(whole):
     assert "steps 4 of 4 ended yes wall time 12 s episodes 400 tokens generated 2,400" in said
     assert "mean of tasks 0.250 → 0.650" in said
     assert "waiting for the batch 4.0 50%" in said
+    assert "all steps 8.0 100%" in said
     assert "learner.lr 0.25 1e-06" in said
 
 
