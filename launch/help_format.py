@@ -8,6 +8,8 @@ import shutil
 import textwrap
 from itertools import groupby
 
+from launch.folding import folded
+
 LARGEST_WIDTH = 100
 _MARGIN = 2
 _COMMAND = "  primezero "
@@ -33,13 +35,8 @@ class HelpFormatter(argparse.HelpFormatter):
         parts: list[str] = []
         for stays, group in groupby(lines, key=lambda line: not line or line[0].isspace()):
             block = list(group)
-            parts += [_continued(line, width) for line in block] if stays else [_folded(" ".join(block), width)]
+            parts += [_continued(line, width) for line in block] if stays else [folded(" ".join(block), width)]
         return textwrap.indent("\n".join(parts), indent)
-
-
-def _folded(text: str, width: int, later: str = "") -> str:
-    """later: what lines after the first begin with"""
-    return textwrap.fill(text, width, subsequent_indent=later, break_long_words=False, break_on_hyphens=False)
 
 
 def _continued(line: str, width: int) -> str:
@@ -47,5 +44,4 @@ def _continued(line: str, width: int) -> str:
     if not line.startswith(_COMMAND):
         return line
     held = re.sub(r"(--\S+) (?!-)", rf"\1{_HELD}", line)
-    folded = _folded(held, width - len(_CONTINUED), later=3 * "  ")
-    return folded.replace("\n", _CONTINUED + "\n").replace(_HELD, " ")
+    return folded(held, width - len(_CONTINUED), later=3 * "  ").replace("\n", _CONTINUED + "\n").replace(_HELD, " ")

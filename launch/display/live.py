@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from launch.display.plain import restart_line
 from launch.display.resizing import ResizableLive
 from launch.display.run_view import RunView
 from launch.display.starting import stage, stages, start_panel
+from launch.folding import folded
 from launch.records import Record, Records
 from launch.run_folder import STOP_FILE
 from launch.supervisor import Restart
@@ -34,7 +34,8 @@ MOST_LEFT_OUT = 8  # of the panel, where the terminal is too low for it
 def terminal(*, force: bool) -> Console | None:
     """The terminal that stdout is, if a panel can be drawn there. force: take stdout for one"""
     console = Console(force_terminal=True if force else None, highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal and not console.is_dumb_terminal else None
+    has_blocks = console.encoding.startswith("utf")
+    return console if console.is_terminal and has_blocks and not console.is_dumb_terminal else None
 
 
 class LiveDisplay:
@@ -67,10 +68,7 @@ class LiveDisplay:
 
     def say(self, text: str) -> None:
         """Print lines above the panel, folded between words: a path or a command stays whole, to be copied."""
-        width = max(20, self._console.width)
-        for line in text.rstrip("\n").split("\n"):
-            folded = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-            self._console.print(Text(folded), soft_wrap=True)
+        self._console.print(Text(folded(text.rstrip("\n"), self._console.width)), soft_wrap=True)
 
     def stopping(self) -> None:
         """Nothing more: the file that stops a run is seen with the next drawing."""

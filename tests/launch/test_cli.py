@@ -152,3 +152,17 @@ def test_overrides_may_stand_anywhere():
         ["eval", "runs/mine/model", "--json", "a.json"],
         ["--run.seed", "3", "--learner.lr=2", "--model.dtype"],
     )
+
+
+def test_an_error_is_folded_between_words_on_a_terminal_alone(tmp_path, capsys, monkeypatch):
+    def said() -> list[str]:
+        assert main(["report", str(tmp_path / "none")]) == 1
+        return capsys.readouterr().err.splitlines()
+
+    monkeypatch.setenv("COLUMNS", "60")
+    (whole,) = said()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    lines = said()
+    assert len(lines) > 1
+    assert " ".join(lines) == whole
+    assert all(len(line) <= 60 or " " not in line for line in lines)

@@ -272,6 +272,14 @@ def test_a_terminal_that_cannot_move_its_cursor_gets_lines(tmp_path, monkeypatch
     assert type(open_display(load_config(None), Records(tmp_path, 0), vitals())) is PlainDisplay
 
 
+def test_a_terminal_without_the_panel_s_characters_gets_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    config = load_config(None, ["--run.display=live"])
+    for encoding, kind in (("utf-8", LiveDisplay), ("latin-1", PlainDisplay)):
+        monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+        assert type(open_display(config, Records(tmp_path, 0), vitals())) is kind
+
+
 def test_quiet_says_nothing_of_steps(capsys):
     quiet = PlainDisplay(10, quiet=True)
     quiet.say("a line")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -115,6 +116,12 @@ def test_a_list_fits_onto_a_terminal_and_is_whole_elsewhere(mine, capsys, monkey
     row = lines()[1]
     assert "\x1b[31munparsable\x1b[0m" in row
     assert re.sub(r"\x1b\[[0-9;]*m", "", row) == whole[1][:69] + "…"
+
+
+def test_what_an_output_has_no_character_for_is_spelled_out(mine, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer := io.BytesIO(), encoding="ascii"))
+    assert main(["inspect", str(mine), "2/0/p"]) == 0
+    assert b"\\u241b[2J" in buffer.getvalue()
 
 
 def test_colours_go_through_a_pager_that_shows_them(mine, monkeypatch):
