@@ -7,7 +7,6 @@ import io
 import os
 import re
 import select
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -20,7 +19,7 @@ from launch.completion import add_completion
 from launch.display import summary_lines
 from launch.doctor.command import add_doctor
 from launch.export.command import add_export
-from launch.folding import folded
+from launch.folding import for_screen
 from launch.help_format import HelpFormatter
 from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
@@ -92,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except PrimezeroError as error:
-        print(_for_screen(f"primezero: {error}"), file=sys.stderr)
+        print(for_screen(f"primezero: {error}", sys.stderr), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("primezero: interrupted", file=sys.stderr)
@@ -105,11 +104,6 @@ def _reader_has_gone() -> bool:
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))  # asked for nothing, it says only that the other end is closed
-
-
-def _for_screen(text: str) -> str:
-    """As stderr shows it best: folded on a terminal, as it is elsewhere."""
-    return folded(text, shutil.get_terminal_size().columns) if sys.stderr.isatty() else text
 
 
 def _split_overrides(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from launch.evaluation_report import BandReport, Report
 from launch.evaluation_results import Compared, Outcome, problem_set
 from launch.lengths import check_context, check_prompts
+from launch.quiet_start import quiet_start
 from launch.run_folder import CONFIG_FILE
 from rollout.chat import ChatTokenizer
 from rollout.engine import Engine
@@ -131,15 +132,16 @@ async def _evaluate(
     """What the model makes of each band's problems, in their order."""
     _say(f"{model}: starting the engine")
     sampling = config.sampling
-    engine = await Engine.start(
-        model.resolve(),
-        dtype=config.model.dtype,
-        seed=config.run.seed,
-        rollout=config.rollout,
-        max_model_len=sampling.max_prompt_tokens + sampling.max_response_tokens,
-        sync=config.sync,
-        transport=config.transport,
-    )
+    with quiet_start():
+        engine = await Engine.start(
+            model.resolve(),
+            dtype=config.model.dtype,
+            seed=config.run.seed,
+            rollout=config.rollout,
+            max_model_len=sampling.max_prompt_tokens + sampling.max_response_tokens,
+            sync=config.sync,
+            transport=config.transport,
+        )
     try:
         return [await _attempt_band(engine, chat, config, band, samples, f"{model}") for band in bands]
     finally:

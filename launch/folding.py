@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
+from typing import TextIO
 
 _NARROWEST = 20
 
@@ -23,3 +25,8 @@ def folded(text: str, columns: int, later: str = "") -> str:
         )
         for line in text.split("\n")
     )
+
+
+def for_screen(text: str, stream: TextIO, later: str = "") -> str:
+    """The text folded to the terminal that `stream` is; as it is, where it is none."""
+    return folded(text, shutil.get_terminal_size().columns, later) if stream.isatty() else text

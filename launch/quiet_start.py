@@ -14,8 +14,10 @@ from contextlib import contextmanager
 def quiet_start() -> Iterator[None]:
     """Whatever goes to this process's stderr meanwhile is kept, and shown when an exception ends it.
 
-    Processes that are started meanwhile go on writing where nobody reads, as long as they live.
+    Processes that are started meanwhile go on writing where nobody reads, as long as they live. vLLM, unless it is
+    imported already, says no more than errors from here on.
     """
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     sys.stderr.flush()
     screen = os.dup(2)
     with tempfile.TemporaryFile() as log:

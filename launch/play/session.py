@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -37,7 +36,6 @@ def serve(
 
     Between requests no event loop runs, so that Ctrl-C at the prompt is what it is elsewhere.
     """
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # a screen that is read has no room for more
     with asyncio.Runner() as runner:
         print("starting the engine", file=sys.stderr, flush=True)
         with quiet_start():

@@ -47,6 +47,7 @@ class ScriptedEngine:
     @classmethod
     async def start(cls, model: Path, **settings) -> ScriptedEngine:
         cls.log.append(f"start {model.name}")
+        os.write(2, b"noise of a library")
         cls.asked.append(settings)
         return cls(model)
 
@@ -180,6 +181,13 @@ def test_the_configuration_of_the_run_is_used_and_named(engine, folder, capsys):
     captured = capsys.readouterr()
     assert "primes 2..7" in captured.out
     assert "trained with" not in captured.err
+
+
+def test_what_libraries_say_while_an_engine_starts_is_not_shown(engine, folder, capfd):
+    assert main(["eval", str(folder), *SHORT]) == 0
+    said = capfd.readouterr().err
+    assert "starting the engine" in said
+    assert "noise" not in said
 
 
 def test_the_engine_is_ended_when_it_fails(engine, folder, capsys):
