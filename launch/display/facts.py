@@ -12,6 +12,7 @@ from launch.display.trends import sparkline
 from launch.records import Record
 
 TREND = 10
+ANY_WIDTH = 2**31
 _PHASES = {
     "wait_s": "waits for rollout",
     "train_s": "trains",
@@ -29,9 +30,9 @@ def rows(view: RunView, width: int, memory: Mapping[str, int]) -> list[tuple[str
     texts = {
         "evaluation": _evaluation(view, width),
         "tokens/s": _throughput(view),
-        "learner": _phases(view),
+        "learner": _phases(view, width),
         "policy": _policy(view),
-        "memory": _memory(view, memory),
+        "memory": _memory(view, memory, width),
         "restarts": _restarts(view),
     }
     return [(label, text) for label, text in texts.items() if text]
@@ -53,7 +54,7 @@ def _evaluation(view: RunView, width: int) -> Text | None:
     text.append(f"  at step {last['version']}", style="not bold dim")
     if last["held_out_accuracy"] is not None:
         text.append(f"  held out {last['held_out_accuracy']:.3f}", style="not bold")
-    tasks = _pairs({task: f"{result['accuracy']:.2f}" for task, result in last["tasks"].items()})
+    tasks = _pairs({task: f"{result['accuracy']:.2f}" for task, result in last["tasks"].items()}, width)
     fits = text.cell_len + 2 + tasks.cell_len <= width
     return text.append("  " if fits else "\n").append_text(tasks)
 
@@ -66,10 +67,11 @@ def _throughput(view: RunView) -> Text | None:
     return text.append(f"  {form(view.step_s(), '.2f')} s a step", style="not bold dim")
 
 
-def _phases(view: RunView) -> Text:
+def _phases(view: RunView, width: int) -> Text:
     """What the learner spends its time on; when it never waits for rollout, the workers wait for it."""
     shares = {phase: share for phase, share in view.phase_shares().items() if share >= 0.005}
-    return _pairs({_PHASES.get(phase, phase.removesuffix("_s")): f"{share:.0%}" for phase, share in shares.items()})
+    names = {phase: _PHASES.get(phase, phase.removesuffix("_s")) for phase in shares}
+    return _pairs({names[phase]: f"{share:.0%}" for phase, share in shares.items()}, width)
 
 
 def _policy(view: RunView) -> Text | None:
@@ -86,7 +88,7 @@ def _policy(view: RunView) -> Text | None:
     return text.append("  ").append_text(_pairs({"staleness": staleness, "mismatch": mismatch}))
 
 
-def _memory(view: RunView, resident: Mapping[str, int]) -> Text:
+def _memory(view: RunView, resident: Mapping[str, int], width: int) -> Text:
     """Of each side's processes together; of the GPU, what the first learner rank has used at most."""
     sides = {
         side: sum(taken)
@@ -97,7 +99,8 @@ def _memory(view: RunView, resident: Mapping[str, int]) -> Text:
         "GPU, most in use": view.last(lambda record: record["memory"]["gpu_allocated_bytes"]),
         "most reserved": view.last(lambda record: record["memory"]["gpu_reserved_bytes"]),
     }
-    return _pairs({name: f"{value / 2**30:.2f} GiB" for name, value in (sides | gpu).items() if value is not None})
+    known = {name: f"{value / 2**30:.2f} GiB" for name, value in (sides | gpu).items() if value is not None}
+    return _pairs(known, width)
 
 
 def _restarts(view: RunView) -> Text:
@@ -107,10 +110,14 @@ def _restarts(view: RunView) -> Text:
     return Text(f"{len(view.restarts)}, the last of {last.unit}: {last.reason}", style="yellow")
 
 
-def _pairs(values: Mapping[str, str]) -> Text:
-    text = Text()
+def _pairs(values: Mapping[str, str], width: int = ANY_WIDTH) -> Text:
+    """Names with their values, as many on a line of `width` as fit whole."""
+    text, used = Text(), 0
     for name, value in values.items():
-        text.append(f"{'  ' if text else ''}{name} ").append(value, style="bold")
+        taken = len(name) + 1 + len(value)
+        fits = used + 2 + taken <= width
+        text.append(("  " if fits else "\n") if used else "").append(f"{name} ").append(value, style="bold")
+        used = used + 2 * bool(used) + taken if fits else taken
     return text
 
 

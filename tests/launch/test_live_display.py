@@ -154,6 +154,14 @@ def test_on_a_narrow_terminal_no_number_is_cut(tmp_path, width, columns):
     assert row.strip("│ ").split()[1:] == ["0.60", "0.50", "-0.25", "-0.25"][:columns]
 
 
+def test_a_number_stays_on_a_line_with_its_name(tmp_path):
+    display, console = display_on(60, tmp_path)
+    display.step(step_record(1) | {"phases": {"wait_s": 4.0, "train_s": 3.0, "sync_s": 2.0, "checkpoint_s": 1.0}})
+    lines = [line.strip("│ ") for line in drawn(display, console).splitlines()]
+    at = lines.index("learner     waits for rollout 40%  trains 30%")
+    assert lines[at + 1] == "sends weights 20%  saves 10%"
+
+
 def test_where_a_run_stands_is_said_until_after_its_end(tmp_path):
     display, console = display_on(100, tmp_path)
     display.step(step_record(60))
