@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -19,6 +20,8 @@ from rollout.worker import WorkerSpec
 from shared.config import Config
 from shared.processes import signal_at_parents_death
 from shared.pulse import Pulse
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Surroundings:
         listen_towards(self.host)
         if self.cores:
             keep_to(self.cores)
+        log.info("loads its libraries")
 
     def make_sockets(self) -> None:
         """The folder, empty: of a process that was killed socket files stay."""
@@ -131,9 +135,10 @@ class MachineKeeper:
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
         return smallest(devices_here()).memory
 
-    def note(self) -> None:
-        """As `LocalProcesses.note`."""
+    def note(self) -> dict[str, int]:
+        """As `LocalProcesses.note`; their resident bytes."""
         self._processes.note()
+        return self._processes.resident_bytes()
 
     def end(self, names: Collection[str]) -> list[int]:
         """As `LocalProcesses.end`."""

@@ -15,6 +15,8 @@ from launch.completion import add_completion, all_commands
 from launch.display import summary_lines
 from launch.doctor.command import add_doctor
 from launch.export.command import add_export
+from launch.folding import for_screen
+from launch.help_format import HelpFormatter
 from launch.inspection.command import add_inspect
 from launch.plan.command import add_plan
 from launch.play.command import add_play
@@ -96,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"primezero: DiskError: cannot write {where}: {reason(error)}; make room there", file=sys.stderr)
         return DiskError.exit_code
     except PrimezeroError as error:
-        print(f"primezero: {named(error)}", file=sys.stderr)
+        print(for_screen(f"primezero: {named(error)}", sys.stderr), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("primezero: interrupted", file=sys.stderr)
@@ -188,7 +190,7 @@ def _config(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="primezero",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )
@@ -198,7 +200,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser(
         "train",
         help="train by self-play",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_TRAIN_DESCRIPTION,
         epilog=_TRAIN_EXAMPLES,
     )
@@ -213,7 +215,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser(
         "eval",
         help="evaluate a model",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_EVAL_DESCRIPTION,
         epilog=_EVAL_EXAMPLES,
     )
@@ -240,7 +242,8 @@ def _parser() -> argparse.ArgumentParser:
         help="make the tiny model for the CPU",
         description="Make a Qwen2 model of about 0.15M parameters with its own tokenizer and a short supervised warm "
         "start. It stands in for an Instruct model where there is no GPU.",
-        epilog="example: primezero init-model models/tiny-1 --config launch/configs/cpu_demo.toml --run.seed 1",
+        epilog="example:\n  primezero init-model models/tiny-1 --config launch/configs/cpu_demo.toml --run.seed 1",
+        formatter_class=HelpFormatter,
     )
     init_model.add_argument("folder", type=Path, help="where the model goes")
     init_model.add_argument("--config", type=Path, help="a TOML file; its environment and seed are used")
@@ -249,6 +252,7 @@ def _parser() -> argparse.ArgumentParser:
             f"--{field.name.replace('_', '-')}",
             type=type(field.default),
             default=field.default,
+            metavar="X" if isinstance(field.default, float) else "N",
             help="default %(default)s",
         )
     init_model.set_defaults(command=_init_model)
@@ -263,7 +267,8 @@ def _parser() -> argparse.ArgumentParser:
         help="account for every acknowledged ticket of a run",
         description="What became of every closed ticket that the learner acknowledged, told from the run's journal: "
         "trained on once, dropped on the record, or still open. Fails when one is lost, or trained on twice.",
-        epilog="example: primezero audit runs/mine",
+        epilog="example:\n  primezero audit runs/mine",
+        formatter_class=HelpFormatter,
     )
     audit.add_argument("folder", type=Path, metavar="RUN_FOLDER", help="the folder of a run that has ended")
     audit.set_defaults(command=_audit)
@@ -276,7 +281,8 @@ def _parser() -> argparse.ArgumentParser:
         "config",
         help="list every configuration key",
         description="List every configuration key with a word on it. Keys that follow are checked.",
-        epilog="example: primezero config --learner.lr 5e-4",
+        epilog="example:\n  primezero config --learner.lr 5e-4",
+        formatter_class=HelpFormatter,
     )
     config.add_argument(
         "--markdown", action="store_true", help="with values and defaults, as docs/configuration.md has"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.help_format import HelpFormatter
 from shared.config_file import known_keys
 
 SHELLS = ("bash", "zsh", "fish", "tcsh")
@@ -30,7 +31,7 @@ def add_completion(commands: Any, parser: Callable[[], argparse.ArgumentParser],
     completion = commands.add_parser(
         "completion",
         help="print a completion script for a shell",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )

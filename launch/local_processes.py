@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -39,6 +40,10 @@ class LocalProcesses:
         self._on_use(self._segments)
         return living
 
+    def resident_bytes(self) -> dict[str, int]:
+        """Memory of each name's living processes, as last noted; what they share counts for each of them."""
+        return {name: sum(map(_resident_bytes, processes)) for name, processes in self._trees.items()}
+
     def end(self, names: Collection[str]) -> list[int]:
         """End the processes of these names, and remove what only they had in use; those that cannot be killed."""
         tree = set().union(*(self._trees.pop(name, set()) for name in names))
@@ -57,3 +62,9 @@ class LocalProcesses:
         # Some of Ray's own helpers would stay for minutes.
         marked_processes.end(processes, leave_s=LEAVE_S, killed_s=LEAVE_S)
         segments.remove(self._segments)
+
+
+def _resident_bytes(process: psutil.Process) -> int:
+    with contextlib.suppress(psutil.Error):
+        return int(process.memory_info().rss)
+    return 0  # it has ended

@@ -107,13 +107,18 @@ class Monitor(Collector):
         quiet = GaugeMetricFamily(
             f"{PREFIX}_process_quiet_seconds", "since the process's last sign of life", labels=["process"]
         )
+        memory = GaugeMetricFamily(
+            f"{PREFIX}_process_resident_bytes", "of the process and all that it has started", labels=["process"]
+        )
+        for name, resident in self._vitals.resident_bytes.items():
+            memory.add_metric([name], resident)
         for name, sign in self._vitals.signs.items():
             up.add_metric([name], float(sign.runs))
             quiet.add_metric([name], self._vitals.quiet_s(name))
         restarts = GaugeMetricFamily(f"{PREFIX}_restarts", "times started again since the launch", labels=["process"])
         for name, count in self._restarts.items():
             restarts.add_metric([name], count)
-        yield from (up, quiet, restarts)
+        yield from (up, quiet, memory, restarts)
 
 
 def _families(numbers: dict[str, float], prefix: str) -> Iterator[GaugeMetricFamily]:

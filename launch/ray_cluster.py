@@ -131,6 +131,10 @@ class Cluster:
                     self._beats[name] = ray.get(asked, timeout=ANSWER_S)
         return {name: self._beats[name] for name in sorted(self.running())}
 
+    def resident_bytes(self) -> dict[str, int]:
+        """Memory of each process with all that it has started, as of a few seconds ago."""
+        return self._machines.resident_bytes()
+
     def end(self, names: Collection[str]) -> None:
         """End these processes and all that they have started, and remove what they leave in shared memory.
 

@@ -62,6 +62,7 @@ class Machines:
         self._keepers: dict[str, Any] = {}
         self._folders: dict[str, Path] = {}
         self._noting: dict[str, Any] = {}
+        self._memory: dict[str, int] = {}
 
     def open(self) -> None:
         """Start or join Ray, and reserve everybody's place. PlacementError where that cannot be."""
@@ -121,9 +122,18 @@ class Machines:
     def note(self) -> None:
         """Have it remembered what the run's processes are and use, since the dead cannot be asked."""
         self._local.note()
+        self._memory |= self._local.resident_bytes()
         for id, keeper in self._keepers.items():
-            if id not in self._noting or ray.wait([self._noting[id]], timeout=0)[0]:
-                self._noting[id] = keeper.note.remote()
+            if id in self._noting:
+                if not ray.wait([self._noting[id]], timeout=0)[0]:
+                    continue
+                with contextlib.suppress(RayError):  # the machine is gone: `poll` tells of those that were there
+                    self._memory |= ray.get(self._noting[id], timeout=RESERVE_S)
+            self._noting[id] = keeper.note.remote()
+
+    def resident_bytes(self) -> dict[str, int]:
+        """Memory of the processes of each name, as last noted."""
+        return self._memory
 
     def end(self, names: Collection[str]) -> None:
         """End what is left of these processes. Raises PrimezeroError when one cannot be killed."""

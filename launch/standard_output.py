@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def show_what_can_be_shown() -> None:
-    """From here on a character that the output's encoding lacks becomes a question mark."""
+    """From here on a character that the output's encoding lacks is spelled out."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def console() -> Console:

@@ -124,7 +124,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                 display.say(
                     f"{METRICS_FILE} is damaged: the first {there} of the {run_folder.version} steps so far stay in it"
                 )
-        display.say(f"run folder {run_folder.path}; starting Ray, the engine and the learner (about a minute)")
+        display.say(f"run folder {run_folder.path}")
         with (
             Interrupts(stop_file, display.stopping) as interrupts,
             Cluster(config, private.path, run_folder.path, on_use=private.note, check=interrupts.check) as cluster,
@@ -157,7 +157,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
 
             def look_on() -> None:
                 interrupts.check()
-                vitals.look(cluster.running(), cluster.beats())
+                vitals.look(cluster.running(), cluster.beats(), cluster.resident_bytes())
                 records.tell(observers)
 
             supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, tell)

@@ -29,9 +29,10 @@ class Vitals:
         self._clock = clock
         self._looked = clock()
         self.signs = dict.fromkeys(names, Sign(False, -1, self._looked))
+        self.resident_bytes: Mapping[str, int] = {}
 
-    def look(self, running: Collection[str], beats: Mapping[str, int]) -> None:
-        """Take in which processes run, and how many signs of life each has given."""
+    def look(self, running: Collection[str], beats: Mapping[str, int], resident_bytes: Mapping[str, int]) -> None:
+        """Take in which processes run, how many signs of life each has given, and how much memory each takes."""
         now = self._clock()
 
         def sign(name: str, before: Sign) -> Sign:
@@ -39,6 +40,7 @@ class Vitals:
             return before if seen == (before.runs, before.beats) else Sign(*seen, since=now)
 
         self.signs = {name: sign(name, before) for name, before in self.signs.items()}
+        self.resident_bytes = {name: resident_bytes[name] for name in self.signs if name in resident_bytes}
         self._looked = now
 
     def quiet_s(self, name: str) -> float:

@@ -60,6 +60,7 @@ def run_learner(
     """
     keep_freed_memory()
     torch.set_num_threads(config.learner.threads)
+    log.info("loads the model")
     policy = Policy(
         config.model.path,
         dtype=config.model.dtype,
@@ -180,8 +181,10 @@ class Trainer:
     def run(self) -> Summary:
         """Train `run.steps` batches, or until the time limit or the stop file; export; summarise."""
         config, last = self._config, self._config.run.steps - 1
+        log.info("waits for the engine%s", "s" if config.rollout.workers > 1 else "")
         self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
         version = self._version
+        log.info("sends its weights")
         self._sync.begin(version)
         self._finish_sync()
         final = version == config.run.steps or self._must_stop()

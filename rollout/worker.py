@@ -51,7 +51,9 @@ def run_worker(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> No
 
 
 async def _run(config: Config, spec: WorkerSpec, beat: Callable[[], None]) -> None:
+    log.info("starts the engine")
     engine = await _start_engine(config, beat)
+    log.info("waits for the learner")
     client = StreamClient(spec.endpoint, max_message_bytes=config.stream.max_message_mib * 2**20, keys=spec.keys)
     try:
         await RolloutWorker(config, spec, engine, client, beat).run()

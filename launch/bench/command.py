@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.bench import chaos, e2e, learner, rollout, soak, sync, wire
 from launch.bench.benchmark import Benchmark
+from launch.help_format import HelpFormatter
 from shared.errors import ConfigError, PrimezeroError
 from shared.metrics import check_writable, write_json
 
@@ -30,13 +31,15 @@ _METAVARS = {int: "N", float: "X", str: "NAME", tuple: "A,B,..."}
 
 def add_bench(commands: Any) -> None:
     """Add the `bench` command, with one command of its own for each benchmark, to the parser's `commands`."""
-    bench = commands.add_parser("bench", help="measure this machine", description="Measure this machine.")
+    bench = commands.add_parser(
+        "bench", help="measure this machine", description="Measure this machine.", formatter_class=HelpFormatter
+    )
     parsers = bench.add_subparsers(required=True, metavar="BENCHMARK")
     for benchmark in _BENCHMARKS:
         parser = parsers.add_parser(
             benchmark.name,
             help=benchmark.explained,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
             description=benchmark.description,
             epilog=benchmark.examples,
         )

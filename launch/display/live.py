@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Self
 
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.live import Live
+from rich.panel import Panel
 from rich.text import Text
 
-from launch.display.panel import run_panel, start_panel
+from launch.display.panel import Phase, run_panel
 from launch.display.plain import restart_line
+from launch.display.resizing import ResizableLive
 from launch.display.run_view import RunView
+from launch.display.starting import stage, stages, start_panel
+from launch.folding import folded
 from launch.records import Record, Records
+from launch.run_folder import STOP_FILE
 from launch.supervisor import Restart
 from launch.vitals import Vitals
 from shared.config import Config
@@ -25,15 +28,14 @@ LARGEST_WIDTH = 200
 # The terminal echoes Ctrl-C as ^C where the cursor is, at the end of the panel: it must not begin a new line there.
 ECHO_WIDTH = 3
 QUIET_S = 60.0  # without a sign of life, until a process is mentioned
-LOG_TAIL_BYTES = 4096
-LOG_CHARACTERS = 200
-_TIME = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ "
+MOST_LEFT_OUT = 8  # of the panel, where the terminal is too low for it
 
 
 def terminal(*, force: bool) -> Console | None:
     """The terminal that stdout is, if a panel can be drawn there. force: take stdout for one"""
     console = Console(force_terminal=True if force else None, highlight=False, markup=False, emoji=False)
-    return console if console.is_terminal and not console.is_dumb_terminal else None
+    has_blocks = console.encoding.startswith("utf")
+    return console if console.is_terminal and has_blocks and not console.is_dumb_terminal else None
 
 
 class LiveDisplay:
@@ -42,16 +44,17 @@ class LiveDisplay:
     def __init__(self, config: Config, records: Records, vitals: Vitals, console: Console) -> None:
         self._name = f"primezero {config.run.name}"
         self._logs = config.run_folder / "logs"
+        self._stop_file = config.run_folder / STOP_FILE
         self._vitals = vitals
         self._view = RunView(config.run.steps, config.run.time_limit_s)
         self._view.records.extend(records.past_steps)
         self._view.evaluations.extend(records.past_evaluations)
         # Of this launch: what is drawn tells a start from a run that goes on.
-        self._heard = self._stopping = False
+        self._heard = self._ended = False
         self._started = time.monotonic()
         self._lock = threading.Lock()
         self._console = console
-        self._live = Live(self, console=console, refresh_per_second=REFRESHES_PER_S, transient=False)
+        self._live = ResizableLive(self, console, refreshes_per_s=REFRESHES_PER_S)
 
     def __enter__(self) -> Self:
         self._live.start()
@@ -60,19 +63,20 @@ class LiveDisplay:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended = True
         self._live.stop()
 
     def say(self, text: str) -> None:
-        """Print lines above the panel."""
-        self._console.print(Text(text.rstrip("\n")), soft_wrap=True)
+        """Print lines above the panel, folded between words: a path or a command stays whole, to be copied."""
+        self._console.print(Text(folded(text.rstrip("\n"), self._console.width)), soft_wrap=True)
 
     def stopping(self) -> None:
-        self._stopping = True
+        """Nothing more: the file that stops a run is seen with the next drawing."""
 
     def step(self, record: Record) -> None:
         with self._lock:
             self._heard = True
-            self._view.records.append(record)
+            self._view.step(record)
 
     def evaluation(self, record: Record) -> None:
         with self._lock:
@@ -85,42 +89,55 @@ class LiveDisplay:
         self.say(restart_line(restart))
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = min(options.max_width - ECHO_WIDTH, LARGEST_WIDTH)
         try:
             with self._lock:
-                if self._heard:
-                    troubles = self._vitals.complaints(QUIET_S)
-                    yield run_panel(self._view, self._name, width, troubles, stopping=self._stopping)
-                else:
-                    waited_s = time.monotonic() - self._started
-                    yield start_panel(self._stages(), waited_s, self._name, width, stopping=self._stopping)
+                panel = self._drawn(console, options.update(height=None))
         except Exception as error:
             yield Text(f"{self._name}: the panel cannot be drawn: {error!r}")
+        else:
+            yield panel
 
-    def _stages(self) -> list[tuple[str, str, str]]:
-        """What is waited for: Ray, then each process, with the last that it has logged."""
-        signs = self._vitals.signs
-        if not any(sign.runs for sign in signs.values()):
-            return [("Ray", "starting", ""), *((name, "waiting for Ray", "") for name in signs)]
+    def _drawn(self, console: Console, options: ConsoleOptions) -> Panel:
+        """As much of the panel as the terminal has lines for."""
+        width = min(options.max_width - ECHO_WIDTH, LARGEST_WIDTH)
+        panels = self._panels(width)
+        panel = next(panels)
+        while (lines := len(console.render_lines(panel, options))) > console.height and not self._ended:
+            if (smaller := next(panels, None)) is None:
+                break
+            panel = smaller
+        self._live.drawn = (min(lines, console.height), width)
+        return panel
 
-        def state(name: str) -> str:
-            if not signs[name].runs:
-                return "not running"
-            return "starting" if signs[name].beats < 0 else "loading"
+    def _panels(self, width: int) -> Iterator[Panel]:
+        """The panel, and then with less and less in it."""
+        if not self._heard:
+            waited_s = time.monotonic() - self._started
+            yield start_panel(stages(self._vitals.signs, self._logs), waited_s, self._name, width, self._phase)
+            return
+        troubles = self._troubles()
+        for left_out in range(MOST_LEFT_OUT + 1):
+            yield run_panel(
+                self._view,
+                self._name,
+                width,
+                memory=self._vitals.resident_bytes,
+                troubles=troubles,
+                phase=self._phase,
+                left_out=left_out,
+            )
 
-        return [
-            ("Ray", "running", ""),
-            *((name, state(name), _last_line(self._logs / f"{name}.log")) for name in signs),
+    def _troubles(self) -> list[str]:
+        """What is wrong with processes, and how far those have come that were started again."""
+        coming_back = [
+            f"{name} {stage(sign, self._logs / f'{name}.log')[0]}"
+            for name, sign in self._vitals.signs.items()
+            if self._view.coming_back in (name, name.rpartition("-")[0]) and sign.runs and sign.beats >= 0
         ]
+        return [*self._vitals.complaints(QUIET_S), *coming_back]
 
-
-def _last_line(log: Path) -> str:
-    """The last line that a process has logged, if any, without what would move the cursor."""
-    try:
-        with log.open("rb") as file:
-            file.seek(max(0, log.stat().st_size - LOG_TAIL_BYTES))
-            lines = re.split(r"[\r\n]+", file.read().decode(errors="replace"))
-    except OSError:
-        return ""
-    last = re.sub(_TIME, "", next((line for line in reversed(lines) if line.strip()), ""))
-    return "".join(character for character in last if character.isprintable())[:LOG_CHARACTERS]
+    @property
+    def _phase(self) -> Phase:
+        if self._ended:
+            return "ended"
+        return "stops" if self._stop_file.exists() else "runs"

@@ -18,6 +18,7 @@ class PlainDisplay:
         self._quiet = quiet
 
     def __enter__(self) -> Self:
+        self.say("starting Ray, the engine and the learner: about a minute")
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -17,11 +17,13 @@ class RunView:
     """The last WINDOW steps and evaluations.
 
     steps: of the whole run; time_limit_s: of the run, if it has one
+    coming_back: the unit that was started again after the last step, if any was
     """
 
     def __init__(self, steps: int, time_limit_s: float | None = None) -> None:
         self.steps = steps
         self.restarts: list[Restart] = []
+        self.coming_back: str | None = None
         self.records: deque[Record] = deque(maxlen=WINDOW)
         self.evaluations: deque[Record] = deque(maxlen=WINDOW)
         self._time_limit_s = time_limit_s
@@ -29,10 +31,16 @@ class RunView:
     def restart(self, restart: Restart) -> None:
         """Note it, and forget what will come again."""
         self.restarts.append(restart)
+        self.coming_back = restart.unit
         version = restart.origin.version
         if version is not None:
             self.records = _up_to(self.records, "step", version)
             self.evaluations = _up_to(self.evaluations, "version", version)
+
+    def step(self, record: Record) -> None:
+        """Note a step."""
+        self.records.append(record)
+        self.coming_back = None
 
     @property
     def version(self) -> int:
@@ -41,9 +49,9 @@ class RunView:
 
     @property
     def tasks(self) -> list[str]:
-        """Names of the tasks, as far as they are known."""
+        """Names of the tasks, as far as they are known, in the order of the records."""
         last = [*list(self.evaluations)[-1:], *list(self.records)[-1:]]
-        return sorted({task for record in last for task in record["tasks"]})
+        return list(dict.fromkeys(task for record in last for task in record["tasks"]))
 
     def series(self, number: Callable[[Record], Any]) -> list[float | None]:
         """A number of every step, oldest first; None where a record does not have it."""

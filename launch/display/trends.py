@@ -1,4 +1,4 @@
-"""Small drawings of numbers, in Unicode's blocks."""
+"""Small drawings of numbers, in Unicode's blocks and lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 _BARS = "▁▂▃▄▅▆▇█"
-_EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 def sparkline(values: Sequence[float | None], width: int, low: float | None = None, high: float | None = None) -> str:
@@ -34,11 +33,10 @@ def sparkline(values: Sequence[float | None], width: int, low: float | None = No
     return "".join(map(bar, drawn))
 
 
-def bar(share: float, width: int) -> str:
-    """A share, in [0, 1], of a bar of `width` cells, to an eighth of a cell."""
-    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
-    whole, rest = divmod(eighths, 8)
-    return ("█" * whole + (_EIGHTHS[rest] if rest else "")).ljust(width)
+def bar(share: float, width: int) -> tuple[str, str]:
+    """A share, in [0, 1], of a bar of `width` cells: its heavy part, to half a cell, and the light rest."""
+    whole, half = divmod(round(min(max(share, 0.0), 1.0) * width * 2), 2)
+    return "━" * whole + "╾" * half, "─" * (width - whole - half)
 
 
 def _binned(values: Sequence[float | None], width: int) -> list[float | None]:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from launch.help_format import HelpFormatter
 from shared.config_file import load_config
 from shared.errors import PrimezeroError
 
@@ -31,7 +32,7 @@ def add_doctor(commands: Any) -> None:
     doctor = commands.add_parser(
         "doctor",
         help="check this machine, and say what to do",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )

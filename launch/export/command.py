@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.help_format import HelpFormatter
 from launch.run_records import read_run, run_config
 
 _DESCRIPTION = """\
@@ -26,7 +27,7 @@ def add_export(commands: Any) -> None:
     export = commands.add_parser(
         "export",
         help="write a run's model as a Hugging Face folder",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )

@@ -12,6 +12,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from launch.help_format import HelpFormatter
 from launch.recorded_episodes import RecordedEpisode, RecordedRun
 from launch.run_records import known_config, read_run
 from shared.episodes import Role, Task, Verdict
@@ -38,7 +39,7 @@ def add_inspect(commands: Any) -> None:
     inspect = commands.add_parser(
         "inspect",
         help="browse the episodes of a run",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )
@@ -47,9 +48,10 @@ def add_inspect(commands: Any) -> None:
     inspect.add_argument("--step", metavar="STEPS", help="a training step, first..last, or last; by default all")
     inspect.add_argument("--role", choices=[str(role) for role in Role])
     inspect.add_argument("--task", choices=[str(task) for task in Task])
-    inspect.add_argument("--verdict", choices=[str(verdict) for verdict in Verdict])
-    inspect.add_argument("--min-reward", type=float, metavar="R")
-    inspect.add_argument("--max-reward", type=float, metavar="R")
+    verdicts = [str(verdict) for verdict in Verdict]
+    inspect.add_argument("--verdict", choices=verdicts, metavar="VERDICT", help=f"one of {', '.join(verdicts)}")
+    inspect.add_argument("--min-reward", type=float, metavar="R", help="those with at least this reward")
+    inspect.add_argument("--max-reward", type=float, metavar="R", help="those with at most this reward")
     inspect.add_argument("--untrained", action="store_true", help="also what was dropped, or is of an open batch")
     inspect.add_argument("--limit", type=int, default=20, metavar="N", help="at most so many; default 20, 0: all")
     inspect.add_argument("--full", action="store_true", help="all of each episode, not a line")
@@ -133,6 +135,6 @@ def _paged(console: Any) -> Iterator[None]:
     if not (console.is_terminal and sys.stdin is not None and sys.stdin.isatty()):
         yield
         return
-    os.environ.setdefault("LESS", "FRX")
-    with console.pager(styles=True):
+    options = os.environ.setdefault("LESS", "FRX")
+    with console.pager(styles="R" in options.upper()):  # without it less shows what colours are made of
         yield

@@ -15,27 +15,35 @@ from launch.inspection.selection import episode_name
 from launch.printable import one_line, printable
 from launch.recorded_episodes import RecordedEpisode
 from launch.token_text import TokenText
+from shared.episodes import Verdict
+
+_HEADS = ("episode", "task", "verdict", "reward", "logprob", "response")
+_NUMBERS = ("reward", "logprob")
+_STYLES = {Verdict.VALID: "green", Verdict.CORRECT: "green", Verdict.UNPARSABLE: "red"}
+_OTHER_STYLE = "yellow"
+_SPACE = "␣"  # a token may begin or end with it
 
 
 def show_list(console: Console, episodes: Iterable[RecordedEpisode], text: TokenText) -> None:
-    """A line for each episode."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), expand=True)
-    for name in ("episode", "task", "verdict"):
-        table.add_column(name, no_wrap=True)
-    for name in ("reward", "logprob"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("response", ratio=1, no_wrap=True, overflow="ellipsis")
-    for each in episodes:
-        episode = each.episode
-        table.add_row(
-            episode_name(each),
-            str(each.task),
-            str(episode.verdict),
-            f"{episode.reward:+.2f}",
-            f"{_mean_logprob(each):.2f}",
-            Text(one_line(text.text(episode.response_ids.tolist()))),
-        )
-    console.print(table)
+    """A line for each episode: on a terminal as much of it as fits, elsewhere all."""
+    fits = console.is_terminal
+    listed = list(episodes)
+    rows = [_row(each, text) for each in listed]
+    widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
+
+    def line(row: Sequence[str]) -> list[str]:
+        return [
+            f"{cell:>{width}}" if name in _NUMBERS else f"{cell:<{width}}"
+            for name, cell, width in zip(_HEADS[:-1], row[:-1], widths[:-1], strict=True)
+        ] + [row[-1]]
+
+    def show(line: Text) -> None:
+        console.print(line, no_wrap=True, overflow="ellipsis" if fits else "ignore", crop=fits)
+
+    show(Text("  ".join(line(_HEADS)), style="bold"))
+    for each, row in zip(listed, rows, strict=True):
+        name, task, verdict, *rest = line(row)
+        show(Text.assemble(f"{name}  {task}  ", (verdict, _style(each)), "  ", "  ".join(rest)))
 
 
 def show_full(console: Console, episodes: Iterable[RecordedEpisode], text: TokenText, *, tokens: bool) -> None:
@@ -73,27 +81,44 @@ def episode_data(each: RecordedEpisode, text: TokenText) -> dict[str, Any]:
     }
 
 
+def _row(each: RecordedEpisode, text: TokenText) -> tuple[str, ...]:
+    """As `_HEADS` names the cells."""
+    episode = each.episode
+    return (
+        episode_name(each),
+        str(each.task),
+        str(episode.verdict),
+        f"{episode.reward:+.2f}",
+        f"{_mean_logprob(each):.2f}",
+        one_line(text.text(episode.response_ids.tolist())),
+    )
+
+
 def _full(each: RecordedEpisode, text: TokenText, *, tokens: bool) -> RenderableType:
     episode = each.episode
     facts = [
-        f"{each.role}, {each.task}: {episode.verdict}, reward {episode.reward:+.3f}",
         printable(each.reason),
         f"attempts on {one_line(each.problem)}: solve rate {each.solve_rate:.3g}; {each.fate}",
-        f"{len(episode.response_ids)} tokens, mean log-probability {_mean_logprob(each):.3f} nats, weight versions "
+        f"{len(episode.response_ids)} tokens, mean log-probability {_mean_logprob(each):.3f} nats, weight "
         f"{_version_range(each)}",
     ]
     parts: list[RenderableType] = [
+        Text.assemble(
+            (f"{each.role}, {each.task}: ", "bold"),
+            (str(episode.verdict), f"bold {_style(each)}"),
+            (f", reward {episode.reward:+.3f}", "bold"),
+        ),
         *map(Text, facts),
         _box("prompt", text.text(episode.prompt_ids.tolist())),
         _box("response", text.text(episode.response_ids.tolist())),
     ]
     if tokens:
         parts.append(_tokens(each, text))
-    return Panel(Group(*parts), title=Text(episode_name(each)), title_align="left")
+    return Panel(Group(*parts), title=Text(episode_name(each), style="bold"), title_align="left", border_style="dim")
 
 
 def _box(title: str, text: str) -> Panel:
-    return Panel(Text(printable(text)), title=title, title_align="left")
+    return Panel(Text(printable(text)), title=title, title_align="left", border_style="dim")
 
 
 def _tokens(each: RecordedEpisode, text: TokenText) -> Table:
@@ -104,7 +129,7 @@ def _tokens(each: RecordedEpisode, text: TokenText) -> Table:
     response = each.episode.response_ids.tolist()
     rows = zip(response, each.episode.behaviour_logprobs.tolist(), _versions(each), text.pieces(response), strict=True)
     for index, (token, logprob, version, piece) in enumerate(rows):
-        shown = Text(one_line(piece))
+        shown = Text(one_line(piece).replace(" ", _SPACE))
         table.add_row(str(index), str(token), f"{logprob:.3f}", f"{math.exp(logprob):.3f}", str(version), shown)
     return table
 
@@ -116,8 +141,13 @@ def _versions(each: RecordedEpisode) -> Sequence[int]:
 def _version_range(each: RecordedEpisode) -> str:
     versions = _versions(each)
     first, last = min(versions), max(versions)
-    return str(first) if first == last else f"{first} to {last}"
+    return f"version {first}" if first == last else f"versions {first} to {last}"
 
 
 def _mean_logprob(each: RecordedEpisode) -> float:
     return float(each.episode.behaviour_logprobs.mean())
+
+
+def _style(each: RecordedEpisode) -> str:
+    """The colour of its verdict."""
+    return _STYLES.get(each.episode.verdict, _OTHER_STYLE)

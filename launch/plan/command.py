@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.bench.models import SHAPES
+from launch.help_format import HelpFormatter
 from launch.plan.advice import advise
 from launch.plan.devices import DEVICES, GIB, Device, device_here, named_device
 from launch.plan.run_plan import plan_run
@@ -40,7 +41,7 @@ def add_plan(commands: Any) -> None:
     plan = commands.add_parser(
         "plan",
         help="split the GPUs' memory",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )

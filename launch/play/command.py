@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from launch.help_format import HelpFormatter
 from shared.config_file import load_config
 from shared.episodes import Task
 from shared.errors import ConfigError
@@ -35,7 +36,7 @@ def add_play(commands: Any) -> None:
     play = commands.add_parser(
         "play",
         help="have a model solve and propose problems",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 
+from launch.folding import for_screen
 from launch.play.player import Turn
 from launch.printable import printable
 from shared.episodes import Verdict
+
+_INDENT = "   "
 
 
 def as_json(turns: Sequence[Turn]) -> str:
@@ -17,8 +21,8 @@ def as_json(turns: Sequence[Turn]) -> str:
 
 
 def as_text(turns: Sequence[Turn]) -> str:
-    """For a person; what the model wrote is printable."""
-    return "\n".join(line for turn in turns for line in _lines(turn))
+    """For a person, folded to the terminal; what the model wrote is printable."""
+    return for_screen("\n".join(line for turn in turns for line in _lines(turn)), sys.stdout, later=_INDENT)
 
 
 def _lines(turn: Turn) -> Iterator[str]:
@@ -38,4 +42,4 @@ def _lines(turn: Turn) -> Iterator[str]:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"   {line}" for line in text.splitlines() or [""])
+    return "\n".join(f"{_INDENT}{line}" for line in text.splitlines() or [""])

@@ -22,7 +22,7 @@ def _single(run: RunRecords) -> Page:
     figures = [
         FigureOnPage(plot.key, plot.title, plot.says, plot_png(plot, curves))
         for plot in PLOTS
-        if (curves := plot.curves(run))
+        if (curves := plot.told_apart(run))
     ]
     if (png := time_png(run.steps)) is not None:
         says = "The learner's time in each step: while it waits for a batch the engines work, and the other way round."

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from launch.help_format import HelpFormatter
 from launch.run_folder import METRICS_FILE
 from launch.run_records import RunRecords, read_run, unreadable_lines
 from shared.disk import reason
@@ -32,7 +33,7 @@ def add_report(commands: Any) -> None:
     report = commands.add_parser(
         "report",
         help="make a page of a run, or one that compares runs",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=HelpFormatter,
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )

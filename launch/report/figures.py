@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
@@ -15,7 +16,7 @@ from launch.plotting import MARKER_SIZE, figure_style, name_axes, plain, sparse,
 from launch.report.measures import Curve, Plot
 from launch.run_records import Record, number
 
-_SIZE = (5.2, 3.3)
+_SIZE = (5.2, 3.1)  # without a legend
 _DPI = 130
 _BARS = 60
 _PHASES = {
@@ -26,8 +27,10 @@ _PHASES = {
     "checkpoint_s": "checkpoint",
     "sleep_s": "putting engines to sleep",
 }
-_GREYS = ("#ffffff", "#4d4d4d", "#d9d9d9", "#8c8c8c", "#f0f0f0", "#b3b3b3")
-_HATCHES = ("", "", "///", "...", "xxx", "\\\\\\")
+_GREYS = ("#dcdcdc", "#4d4d4d", "#ffffff", "#9a9a9a", "#ffffff", "#c4c4c4")
+_HATCHES = ("", "", "/////", "", "xxx", "..")
+_TICK_STEPS = (1, 2, 5, 10)
+_LONGEST_LABEL = 44
 
 
 def plot_png(plot: Plot, curves: Sequence[Curve]) -> bytes:
@@ -38,7 +41,7 @@ def plot_png(plot: Plot, curves: Sequence[Curve]) -> bytes:
         for index, curve in enumerate(curves):
             _draw(axes, curve, index, smooth=plot.of == "steps")
         name_axes(axes, plot.unit)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, steps=_TICK_STEPS))
         if plot.scale == "log" and any(value and value > 0 for curve in curves for value in curve.values):
             axes.set_yscale("log")
         else:
@@ -46,7 +49,7 @@ def plot_png(plot: Plot, curves: Sequence[Curve]) -> bytes:
         if plot.limits is not None:
             axes.set_ylim(plot.limits)
         if len(curves) > 1 or len(plot.lines) > 1:
-            figure.legend(loc="outside upper center", ncols=2 if max(len(c.label) for c in curves) > 14 else 3)
+            _legend(figure, len(curves))
         return _png(figure)
 
 
@@ -62,7 +65,8 @@ def time_png(steps: Sequence[Record]) -> bytes | None:
     with figure_style():
         figure = Figure(figsize=(2 * _SIZE[0], _SIZE[1]), layout="constrained")
         axes = figure.subplots()
-        for index, (label, seconds) in enumerate(phase_seconds(timed).items()):
+        seconds_by_phase = phase_seconds(timed)
+        for index, (label, seconds) in enumerate(seconds_by_phase.items()):
             heights = np.array([fmean(seconds[i] for i in part) for part in groups])
             look = index % len(_GREYS)
             axes.bar(
@@ -78,8 +82,11 @@ def time_png(steps: Sequence[Record]) -> bytes | None:
             )
             bottom += heights
         name_axes(axes, "seconds a step")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        figure.legend(loc="outside upper center", ncols=4)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=_TICK_STEPS))
+        axes.set_axisbelow(True)
+        axes.margins(x=0.01)
+        axes.set_ylim(0, 1.08 * bottom.max())
+        _legend(figure, len(seconds_by_phase))
         return _png(figure)
 
 
@@ -100,7 +107,27 @@ def _draw(axes: Axes, curve: Curve, index: int, *, smooth: bool) -> None:
     if window > 1:
         axes.plot(curve.steps, values, color=look["color"], linewidth=0.5, alpha=0.35)
     means, every = running_mean(values, window), sparse(curve.steps)
-    axes.plot(curve.steps, means, label=plain(curve.label), markersize=MARKER_SIZE, markevery=every, **look)
+    axes.plot(curve.steps, means, label=plain(_shortened(curve.label)), markersize=MARKER_SIZE, markevery=every, **look)
+
+
+def _shortened(name: str) -> str:
+    """With its middle left out, where it would not fit into a legend."""
+    half = _LONGEST_LABEL // 2
+    return name if len(name) <= _LONGEST_LABEL else f"{name[:half]}…{name[1 - half :]}"
+
+
+def _legend(figure: Figure, entries: int) -> None:
+    """Above the axes, which it takes nothing from: in as few rows as there is room for, all about equally full."""
+    for rows in range(1, entries + 1):
+        columns = math.ceil(entries / rows)
+        legend = figure.legend(
+            loc="outside upper center", ncols=columns, frameon=False, columnspacing=1.4, handlelength=2.6
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            width, height = figure.get_size_inches()
+            figure.set_size_inches(width, height + legend.get_window_extent().height / figure.dpi)
+            return
+        legend.remove()
 
 
 def smoothing_window(steps: int) -> int:

@@ -11,6 +11,7 @@ from launch.run_records import Record, RunRecords, number
 from shared.episodes import Role, Task
 
 Measure = Callable[[Record], float | None]
+MEAN = "mean of tasks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +57,12 @@ class Plot:
             Curve(label, steps, [measure(record) for _, record in known]) for label, measure in self.lines.items()
         ]
         return [curve for curve in curves if not curve.empty]
+
+    def told_apart(self, run: RunRecords) -> list[Curve]:
+        """The same, without a mean of tasks that would hide the only task it is of."""
+        curves = self.curves(run)
+        alone = sum(curve.label in set(Task) for curve in curves) == 1
+        return [curve for curve in curves if not (alone and curve.label == MEAN)]
 
     def combined(self, run: RunRecords) -> Curve | None:
         """One line for the run, under its name; None where nothing was recorded."""
@@ -123,10 +130,10 @@ PLOTS = (
         "Solver accuracy, greedy",
         "accuracy, share of problems",
         "Greedy decoding on the fixed evaluation problems; step 0 is the model that training began with.",
-        _by_task("tasks", "accuracy") | {"mean of tasks": _at("accuracy"), "held out, mean": _at("held_out_accuracy")},
+        _by_task("tasks", "accuracy") | {MEAN: _at("accuracy"), "held out, mean": _at("held_out_accuracy")},
         of="evaluations",
         limits=_SHARE,
-        compared=("mean of tasks",),
+        compared=(MEAN,),
     ),
     Plot(
         "proposer-reward",
@@ -176,9 +183,9 @@ PLOTS = (
     ),
     Plot(
         "unparsable",
-        "Responses without an answer in the asked format",
+        "Unparsable responses",
         "share of responses",
-        "Mean of the tasks.",
+        "Those without an answer in the asked format; mean of the tasks.",
         {"proposer": _unparsable(Role.PROPOSER), "solver": _unparsable(Role.SOLVER)},
     ),
     Plot(

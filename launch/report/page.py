@@ -33,10 +33,14 @@ class FigureOnPage:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Cells of text; the first row names the columns, the first cell of each other row the row."""
+    """Cells of text; the first row names the columns, the first cell of each other row the row.
+
+    numbers: whether the other cells are numbers, which stand under one another by their last digits
+    """
 
     title: str
     rows: Sequence[Sequence[str]]
+    numbers: bool = False
 
 
 @dataclass(frozen=True, slots=True)

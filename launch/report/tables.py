@@ -48,7 +48,9 @@ def time_shares(run: RunRecords) -> Table | None:
         return None
     rows = [[phase, f"{part:.1f}", f"{part / total:.0%}"] for phase, part in seconds.items()]
     return Table(
-        "Where the time went", [["the learner's", "seconds", "share"], *rows, ["all steps", f"{total:.1f}", ""]]
+        "Where the time went",
+        [["the learner's", "seconds", "share"], *rows, ["all steps", f"{total:.1f}", "100%"]],
+        numbers=True,
     )
 
 

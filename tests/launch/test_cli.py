@@ -182,3 +182,17 @@ def test_a_broken_pipe_that_is_not_its_own_output_is_not_taken_for_a_reader_that
     monkeypatch.setattr("launch.tiny_model.make_tiny_model", broken)
     with pytest.raises(BrokenPipeError):
         main(["init-model", str(tmp_path / "tiny")])
+
+
+def test_an_error_is_folded_between_words_on_a_terminal_alone(tmp_path, capsys, monkeypatch):
+    def said() -> list[str]:
+        assert main(["report", str(tmp_path / "none")]) == 1
+        return capsys.readouterr().err.splitlines()
+
+    monkeypatch.setenv("COLUMNS", "60")
+    (whole,) = said()
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    lines = said()
+    assert len(lines) > 1
+    assert " ".join(lines) == whole
+    assert all(len(line) <= 60 or " " not in line for line in lines)

@@ -185,7 +185,9 @@ def test_the_configuration_of_the_run_is_used_and_named(engine, folder, capsys):
 
 def test_what_libraries_say_at_the_start_is_shown_only_where_the_engine_fails(engine, folder, capfd):
     assert main(["eval", str(folder), *SHORT]) == 0
-    assert "noise" not in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert "starting the engine" in said
+    assert "noise" not in said
     engine.fails = True
     assert main(["eval", str(folder), *SHORT]) == 1
     assert "noise of a library\n" in capfd.readouterr().err

@@ -37,10 +37,13 @@ def start_marked(folder: Path, name: str) -> psutil.Process:
 
 def test_it_knows_and_ends_the_processes_of_a_name_alone(keeper):
     one, other = (start_marked(keeper.folder(), name) for name in ("rollout-0", "rollout-1"))
-    keeper.note()
+    resident = keeper.note()
+    assert set(resident) == {"rollout-0", "rollout-1"}
+    assert resident["rollout-0"] == one.memory_info().rss > 0
     assert keeper.end(["rollout-0"]) == []
     assert not lives(one)
     assert lives(other)
+    assert set(keeper.note()) == {"rollout-1"}
     keeper.close()
     assert not lives(other)
 

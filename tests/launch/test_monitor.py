@@ -32,7 +32,7 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
 
 def test_metrics_are_the_last_step_and_evaluation_with_labels():
     port, vitals = free_port(), Vitals(["learner-0", "rollout-0"])
-    vitals.look({"learner-0"}, {"learner-0": 1})
+    vitals.look({"learner-0"}, {"learner-0": 1}, {"learner-0": 4096, "ray": 1})
     with Monitor(MonitorConfig(port=port), vitals, [step_record(1)]) as monitor:
         assert samples(get(port, "/metrics")[1])["primezero_step",] == 1
         monitor.step(step_record(7))
@@ -48,6 +48,8 @@ def test_metrics_are_the_last_step_and_evaluation_with_labels():
     assert found["primezero_evaluation_tasks_accuracy", "deduction"] == 0.5
     assert found["primezero_process_up", "learner-0"] == 1
     assert found["primezero_process_up", "rollout-0"] == 0
+    assert found["primezero_process_resident_bytes", "learner-0"] == 4096
+    assert ("primezero_process_resident_bytes", "ray") not in found
     assert found["primezero_restarts", "rollout-0"] == 1
     assert found["primezero_restarts", "learner"] == 0
 
@@ -55,9 +57,9 @@ def test_metrics_are_the_last_step_and_evaluation_with_labels():
 def test_healthz_names_who_is_not_well():
     port, vitals = free_port(), Vitals(["learner-0", "rollout-0"])
     with Monitor(MonitorConfig(port=port), vitals):
-        vitals.look({"learner-0"}, {"learner-0": 1})
+        vitals.look({"learner-0"}, {"learner-0": 1}, {})
         assert get(port, "/healthz") == (503, "rollout-0 does not run\n")
-        vitals.look({"learner-0", "rollout-0"}, {"learner-0": 1, "rollout-0": 1})
+        vitals.look({"learner-0", "rollout-0"}, {"learner-0": 1, "rollout-0": 1}, {})
         assert get(port, "/healthz") == (200, "ok\n")
         assert get(port, "/etc/passwd")[0] == 404
 

@@ -136,6 +136,7 @@ def test_of_one_that_was_killed_nothing_is_left_when_it_is_started_again(cluster
     parent, child, held = start(cluster, KILLED)
     _, other_child, other_held = start(cluster, OTHER)
     cluster.processes._note()  # what a poll does every other second
+    assert cluster.processes.resident_bytes()[KILLED] > child.memory_info().rss
     socket = cluster.folder / KILLED / "a-socket-file"
     socket.touch()
     parent.kill()

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_what_the_output_cannot_show_is_replaced():
+def test_what_the_output_cannot_show_is_spelled_out():
     code = "from launch.cli import main; main(['config']); print('\\u2713')"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -18,4 +18,4 @@ def test_what_the_output_cannot_show_is_replaced():
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("\n?\n")
+    assert done.stdout.endswith("\n\\u2713\n")

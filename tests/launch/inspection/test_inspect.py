@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
@@ -16,6 +17,7 @@ from shared.episodes import Task, Verdict
 
 ROOT = Path(__file__).parents[3]
 EVIL = "\x1b[2J\x1b]0;owned\x07\u202e[bold red]\r!"
+SHOWN = r"␛[2J␛]0;owned␇\u202e[bold red]␍!"
 
 
 @pytest.fixture
@@ -89,7 +91,7 @@ def test_an_episode_that_was_not_trained_is_shown_with_its_fate(mine, capsys):
     assert "; open" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", ["--step 2", "--step 2 --full", "--step 2 --tokens", "2/0/p"])
+@pytest.mark.parametrize("arguments", ["--step 2 --full", "--step 2 --tokens", "2/0/p"])
 @pytest.mark.parametrize("columns", ["80", "160"])
 def test_nothing_that_a_model_wrote_is_obeyed_and_lines_fit(mine, capsys, monkeypatch, arguments, columns):
     monkeypatch.setenv("COLUMNS", columns)
@@ -98,6 +100,60 @@ def test_nothing_that_a_model_wrote_is_obeyed_and_lines_fit(mine, capsys, monkey
     assert "␛[2J␛]0;owned␇" in out
     assert not {"\x1b", "\x07", "\r", "\u202e"} & set(out)
     assert max(map(len, out.splitlines())) <= int(columns)
+
+
+def test_a_list_fits_onto_a_terminal_and_is_whole_elsewhere(mine, capsys, monkeypatch):
+    def lines() -> list[str]:
+        main(["inspect", str(mine), "--step", "2"])
+        return capsys.readouterr().out.splitlines()
+
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    whole = lines()
+    assert whole[1].split(maxsplit=5) == ["2/0/p", "deduction", "unparsable", "-1.00", "-13.50", SHOWN + "<end>"]
+    assert not set("\x1b\x07\r\u202e") & set("".join(whole))
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    row = lines()[1]
+    assert "\x1b[31munparsable\x1b[0m" in row
+    assert re.sub(r"\x1b\[[0-9;]*m", "", row) == whole[1][:69] + "…"
+
+
+def test_what_an_output_has_no_character_for_is_spelled_out(mine, monkeypatch):
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(buffer := io.BytesIO(), encoding="ascii"))
+    assert main(["inspect", str(mine), "2/0/p"]) == 0
+    assert b"\\u241b[2J" in buffer.getvalue()
+
+
+def test_colours_go_through_a_pager_that_shows_them(mine, monkeypatch):
+    from rich.console import Console
+
+    from launch.inspection.command import _paged
+
+    def paged() -> str:
+        shown = []
+        monkeypatch.setattr("rich.pager.SystemPager.show", lambda _, content: shown.append(content))
+        console = Console(force_terminal=True, color_system="standard", width=80)
+        with _paged(console):
+            console.print("[red]x")
+        return shown[0]
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    monkeypatch.setenv("LESS", "-i")
+    assert paged() == "x\n"
+    monkeypatch.delenv("LESS")
+    assert paged() == "\x1b[31mx\x1b[0m\n"
+
+
+def test_a_token_shows_the_spaces_that_are_in_it(tmp_path, capsys):
+    folder = write_records(tmp_path / "spaces", 1)
+    journal = WrittenJournal(folder)
+    journal.train(0, text_ticket(0, 0, proposal="3 7"))
+    journal.close()
+    assert main(["inspect", str(folder), "1/0/p", "--tokens"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"1 +32 +-1\.000 +0\.368 +0  ␣ ", out)
+    assert "weight version 0 " in out
 
 
 def test_markup_in_text_is_text(mine, capsys):

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from recorded_runs import step_record
 
-from launch.plotting import MOST_LINES, plain, style
-from launch.report.figures import phase_seconds, plot_png, running_mean, time_png
+from launch.plotting import MOST_LINES, figure_style, plain, style
+from launch.report.figures import _legend, _shortened, phase_seconds, plot_png, running_mean, time_png
 from launch.report.measures import PLOTS, Curve
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -46,6 +47,38 @@ def test_lines_differ_in_more_than_colour():
 def test_names_are_shown_as_they_are():
     assert plain("a$b$") == r"a\$b\$"
     assert plain("_hidden") == " _hidden"
+
+
+@pytest.mark.parametrize(
+    ("labels", "rows"),
+    [
+        (["deduction", "abduction", "induction", "mean of tasks"], 1),
+        (["a run whose name is of forty-four characters"] * 4, 4),
+        (["of twenty characters"] * 4, 2),
+    ],
+)
+def test_a_legend_is_inside_the_picture_and_takes_nothing_from_the_axes(labels, rows):
+    with figure_style():
+        figure = Figure(figsize=(5.2, 3.1), layout="constrained")
+        axes = figure.subplots()
+        for label in labels:
+            axes.plot([0, 1], label=label)
+        figure.draw_without_rendering()
+        before = axes.get_window_extent().height
+        _legend(figure, len(labels))
+        figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert len({round(text.get_window_extent().y0) for text in legend.get_texts()}) == rows
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    assert box.y1 <= figure.bbox.height
+    assert axes.get_window_extent().height == pytest.approx(before, abs=0.1 * before)
+    assert axes.get_window_extent().y1 < box.y0
+
+
+def test_a_long_name_keeps_its_beginning_and_its_end():
+    assert _shortened("a" * 44) == "a" * 44
+    assert _shortened("a" * 30 + "b" * 30) == "a" * 22 + "…" + "b" * 21
 
 
 def test_where_the_time_went_is_drawn_for_few_and_many_steps():

@@ -13,6 +13,8 @@ import pytest
 from recorded_runs import WrittenJournal, step_record, text_ticket, write_journal, write_lines, write_records
 
 from launch.cli import main
+from launch.report.measures import PLOTS
+from launch.run_records import read_run
 from shared.episodes import Task
 
 EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">&amp;\x1b[2J\u202e'
@@ -83,6 +85,7 @@ def test_the_page_says_what_the_run_came_to(whole):
     assert "steps 4 of 4 ended yes wall time 12 s episodes 400 tokens generated 2,400" in said
     assert "mean of tasks 0.250 → 0.650" in said
     assert "waiting for the batch 4.0 50%" in said
+    assert "all steps 8.0 100%" in said
     assert "learner.lr 0.25 1e-06" in said
 
 
@@ -127,6 +130,18 @@ def test_a_run_of_one_task_has_a_page(tmp_path):
     _, page = page_of(folder, out=tmp_path / "out")
     assert "induction" in page.text
     assert "abduction" not in page.text.partition("Configuration")[0]
+
+
+def test_the_mean_of_one_task_does_not_hide_it(tmp_path):
+    (accuracy,) = [plot for plot in PLOTS if plot.key == "accuracy"]
+
+    def labels(tasks: list[Task]) -> list[str]:
+        run = read_run(write_records(tmp_path / f"of-{len(tasks)}", 2, tasks))
+        assert accuracy.combined(run) is not None
+        return [curve.label for curve in accuracy.told_apart(run)]
+
+    assert labels([Task.INDUCTION]) == ["induction"]
+    assert labels([Task.DEDUCTION, Task.INDUCTION]) == ["deduction", "induction", "mean of tasks"]
 
 
 def test_what_is_missing_is_said(tmp_path):
