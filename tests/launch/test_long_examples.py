@@ -20,12 +20,14 @@ from launch.processes import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(1200)]
 
+# The models here are tiny.
+TINY = "--environment.prompts short --sampling.max_prompt_tokens 256 --sampling.max_response_tokens 32"
 # What each needs to be short, and what it says when it has done its work.
 SHORTER = {
     "init-model": ("--steps 1", "parameters"),
     "train": ("--run.steps 2 --run.evaluate_every 2 --run.final_evaluations 1 --run.checkpoint_every 1", "2 steps"),
-    "eval": ("--problems 4", "greedy"),
-    "play": ("", "[solver, "),
+    "eval": (f"--problems 4 {TINY}", "greedy"),
+    "play": (TINY, "log-probability"),
     "bench rollout": (
         "--model tiny --vocabulary 600 --proposals-per-task 3 --buffer-problems-per-task 2 --attempts 2 "
         "--response-tokens 5 --rounds 1 --max-sequences 8 --max-open-tickets 10",
