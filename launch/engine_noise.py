@@ -18,18 +18,18 @@ class EngineNoise:
         self._file = file
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def kept(self) -> Iterator[IO[str]]:
         """Whatever goes to this process's stderr meanwhile is kept; and, as long as they live, that of the processes
-        that are started meanwhile."""
+        that are started meanwhile. What still has to be said goes to the file that is given."""
         sys.stderr.flush()
-        screen = os.dup(2)
-        os.dup2(self._file.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(screen, 2)
-            os.close(screen)
+        with os.fdopen(os.dup(2), "w", buffering=1) as screen:
+            os.dup2(self._file.fileno(), 2)
+            try:
+                yield screen
+            finally:
+                sys.stderr.flush()
+                screen.flush()
+                os.dup2(screen.fileno(), 2)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from typing import Any
 
 from launch.bench import chaos, e2e, learner, rollout, soak, sync, wire
 from launch.bench.benchmark import Benchmark
+from launch.engine_noise import engine_noise
 from launch.help_format import HelpFormatter
 from shared.errors import ConfigError, PrimezeroError
 from shared.metrics import check_writable, write_json
@@ -76,13 +77,15 @@ def _run(benchmark: Benchmark, options: argparse.Namespace, overrides: Sequence[
     settings = benchmark.settings(**{f.name: getattr(options, f.name) for f in fields(benchmark.settings)})
     # Ended from outside, as by timeout(1), it still cleans up: its model, its segment, its run.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        report, faults = benchmark.run(settings, lambda what: print(f"bench: {what}", file=sys.stderr, flush=True))
-    except (EOFError, ConnectionError) as error:
-        raise PrimezeroError(
-            "a process of the benchmark has died; what it had to say stands above. One that says nothing was killed, "
-            "most often for want of memory: choose smaller sizes, --help has them all"
-        ) from error
+    with engine_noise() as noise:
+        try:
+            with noise.kept() as screen:
+                report, faults = benchmark.run(settings, lambda what: print(f"bench: {what}", file=screen, flush=True))
+        except (EOFError, ConnectionError) as error:
+            raise PrimezeroError(
+                "a process of the benchmark has died; what it had to say stands above. One that says nothing was "
+                "killed, most often for want of memory: choose smaller sizes, --help has them all"
+            ) from error
     print(report.as_table())
     if options.json is not None:
         write_json(options.json, report.as_json())

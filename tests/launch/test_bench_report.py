@@ -1,6 +1,7 @@
 """Shapes, the report's form, and what is refused before anything starts."""
 
 import json
+import os
 import shutil
 import socket
 from argparse import Namespace
@@ -20,6 +21,11 @@ from rollout.environment import make_environment
 from shared.config import EnvironmentConfig
 from shared.errors import ConfigError, PrimezeroError
 from shared.model_folder import check_model_folder, stop_tokens
+
+
+@dataclass(frozen=True)
+class NoSettings:
+    """Of a benchmark that has none."""
 
 
 def report(*results: Result) -> Report:
@@ -127,16 +133,31 @@ def test_help_names_every_mode_and_no_option_repeats_its_name_as_its_value(capsy
 
 @pytest.mark.parametrize("error", [BrokenPipeError(), EOFError(), ConnectionResetError()])
 def test_a_process_that_dies_without_a_word_is_an_error(error):
-    @dataclass(frozen=True)
-    class Nothing:
-        pass
-
     def run(settings, say):
         raise error
 
-    benchmark = Benchmark("none", "nothing", Nothing, run, description="", examples="")
+    benchmark = Benchmark("none", "nothing", NoSettings, run, description="", examples="")
     with pytest.raises(PrimezeroError, match=r"has died.*want of memory"):
         _run(benchmark, Namespace(json=None), [])
+
+
+@pytest.mark.parametrize("error", [None, EOFError(), PrimezeroError("failed")])
+def test_what_libraries_say_is_shown_only_where_a_benchmark_fails(error, capfd):
+    def run(settings, say):
+        say("measuring")
+        os.write(2, b"a library's words\n")
+        if error is not None:
+            raise error
+        return report(), []
+
+    benchmark = Benchmark("none", "nothing", NoSettings, run, description="", examples="")
+    if error is None:
+        _run(benchmark, Namespace(json=None), [])
+    else:
+        with pytest.raises(PrimezeroError):
+            _run(benchmark, Namespace(json=None), [])
+    said = capfd.readouterr().err
+    assert said == "bench: measuring\n" + ("" if error is None else "a library's words\n")
 
 
 def test_an_empty_folder_is_no_model(tmp_path, capsys):
