@@ -49,7 +49,7 @@ SHORTER = {
     ),
     "bench e2e": (
         "--model tiny --vocabulary 600 --prompts 3 --completions 2 --response-tokens 8 --rounds 1",
-        "s a step",
+        "benchmark e2e",
     ),
     "bench soak": ("--minutes 0.5 --baseline-minute 0.1 --window-minutes 0.1 --interval-s 1", "restarts"),
     "bench chaos": ("--steps 60 --hits 1 --stopped-s 2", "tickets"),
