@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from recorded_runs import WrittenJournal, text_ticket, write_journal, write_records
@@ -52,3 +55,19 @@ def make_place(folder: Path, format_model: Path) -> None:
     for name in ("tiny", "tiny-0", "mine", "some-instruct-model"):
         shutil.copytree(format_model, folder / "models" / name)
     os.symlink(ROOT / "launch", folder / "launch")
+
+
+def run_example(line: str, folder: Path, *, typed: str = "") -> str:
+    """Run a command in `folder` as a user would, with `typed` as its input; it must end well. What it printed."""
+    finished = subprocess.run(
+        [sys.executable, "-m", "launch.cli", *shlex.split(line)[1:]],
+        cwd=folder,
+        input=typed,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert finished.returncode == 0, f"{line}: {finished.stdout[-1000:]}{finished.stderr[-2000:]}"
+    return finished.stdout

@@ -59,7 +59,7 @@ def _doctor(options: argparse.Namespace, overrides: Sequence[str]) -> None:
             ("disk", partial(places.check_disks, config)),
             ("temporary folder", places.check_temporary_place),
             ("ports", partial(places.check_addresses, config)),
-            ("environment", places.check_environment),
+            ("environment", places.check_variables),
             ("model folder", partial(places.check_model, config, named=named)),
         ]
     )

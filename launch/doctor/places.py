@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 from launch.disk_space import SHARED_MEMORY, check_disk
 from launch.doctor.findings import Finding, Status
 from launch.lengths import check_context
 from launch.private_folder import check_temporary_folder
+from rollout.engine_vllm import check_environment
 from shared.config import Config
 from shared.disk import free_bytes, size
 from shared.errors import DiskError, PrimezeroError
@@ -80,13 +81,10 @@ def check_temporary_place() -> Iterator[Finding]:
     yield Finding("temporary folder", Status.OK, f"{place}, {size(free_bytes(place))} free")
 
 
-def check_environment(environment: Mapping[str, str] = os.environ) -> Iterator[Finding]:
-    """Variables that runs refuse."""
-    if environment.get("VLLM_ALLOW_INSECURE_SERIALIZATION", "0") not in ("", "0"):
-        advice = "it lets messages carry pickled code: unset it"
-        yield Finding("environment", Status.FAIL, "VLLM_ALLOW_INSECURE_SERIALIZATION is set", advice)
-    else:
-        yield Finding("environment", Status.OK, "nothing that runs refuse")
+def check_variables() -> Iterator[Finding]:
+    """Variables that no engine is started with: then that is the finding."""
+    check_environment()
+    yield Finding("environment", Status.OK, "nothing that runs refuse")
 
 
 def _room(name: str, free: int, enough: int, advice: str) -> Finding:

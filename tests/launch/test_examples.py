@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from printed_examples import COMMANDS, ROOT, all_examples, examples, make_place
+from printed_examples import COMMANDS, ROOT, all_examples, examples, make_place, run_example
 
 from launch.cli import _parser, main
 from launch.command_words import split_overrides
@@ -100,19 +98,7 @@ def test_the_readme_s_commands_run_one_after_the_other_in_quick_forms(tmp_path, 
     said = {}
     for line in wanted:
         command = line.split()[1]
-        words = [*shlex.split(line)[1:], *shlex.split(shorter.get(command, ""))]
-        finished = subprocess.run(
-            [sys.executable, "-m", "launch.cli", *words],
-            cwd=tmp_path,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        assert finished.returncode == 0, f"{line}: {finished.stderr}"
-        said[command] = finished.stdout
+        said[command] = run_example(f"{line} {shorter.get(command, '')}", tmp_path)
     assert "2 steps" in said["train"]
     assert "primes 5..101, greedy" in said["eval"]
     assert "index.html" in said["report"]

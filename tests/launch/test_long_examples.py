@@ -5,16 +5,12 @@ As printed, but for the sizes that come behind it. tests/launch/test_examples.py
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from printed_examples import ROOT, all_examples, make_place
+from printed_examples import all_examples, make_place, run_example
 
 from launch.processes import free_port
 
@@ -74,9 +70,7 @@ def test_it_runs_in_a_quick_form(line: str, tmp_path: Path, format_model: Path):
     make_place(tmp_path, format_model)
     if kind(line) == "init-model":
         shutil.rmtree(tmp_path / "models")
-    ports: list[str] = []
-    if kind(line) == "bench wire":
-        ports = ["--port", str(free_port())]
+    port = f"--port {free_port()}" if kind(line) == "bench wire" else ""
     commands = [quick(line)]
     if kind(line) == "train":
         shutil.rmtree(tmp_path / "runs")
@@ -87,15 +81,5 @@ def test_it_runs_in_a_quick_form(line: str, tmp_path: Path, format_model: Path):
             [made] = [each for each in all_examples() if each.startswith(f"primezero init-model {model} ")]
             commands.insert(0, quick(made))
     for command in commands:
-        finished = subprocess.run(
-            [sys.executable, "-m", "launch.cli", *shlex.split(command)[1:], *ports],
-            cwd=tmp_path,
-            input="p=13 x=7\n",
-            capture_output=True,
-            text=True,
-            timeout=900,
-            check=False,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-        )
-        assert finished.returncode == 0, f"{command}: {finished.stdout[-1000:]}{finished.stderr[-2000:]}"
-    assert SHORTER[kind(line)][1] in finished.stdout
+        printed = run_example(f"{command} {port}", tmp_path, typed="p=13 x=7\n")
+    assert SHORTER[kind(line)][1] in printed

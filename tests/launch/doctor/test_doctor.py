@@ -14,9 +14,9 @@ from launch.doctor.findings import Finding, Status, run_checks
 from launch.doctor.places import (
     check_addresses,
     check_disks,
-    check_environment,
     check_model,
     check_temporary_place,
+    check_variables,
 )
 from shared.config_file import load_config
 from shared.errors import ConfigError
@@ -120,6 +120,11 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_told(monkeypatch):
     assert (finding.status, "TMPDIR=/tmp" in finding.advice) == (Status.FAIL, True)
 
 
-def test_variables_that_runs_refuse_are_told():
-    assert [f.status for f in check_environment({})] == [Status.OK]
-    assert [f.status for f in check_environment({"VLLM_ALLOW_INSECURE_SERIALIZATION": "1"})] == [Status.FAIL]
+def test_variables_that_runs_refuse_are_told(monkeypatch):
+    monkeypatch.delenv("VLLM_ALLOW_INSECURE_SERIALIZATION", raising=False)
+    (finding,) = run_checks([("environment", check_variables)])
+    assert finding.status is Status.OK
+    monkeypatch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
+    (finding,) = run_checks([("environment", check_variables)])
+    assert finding.status is Status.FAIL
+    assert "VLLM_ALLOW_INSECURE_SERIALIZATION is set" in finding.advice
