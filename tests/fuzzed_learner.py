@@ -57,6 +57,7 @@ def main(endpoint: str, log_file: str) -> None:
             "fds": process.num_fds(),
             "threads": process.num_threads(),
             "workers": len(pool.members()),
+            "last_loss": pool.last_loss(),
             "greeted": len(pool._greeted),
         }
         sys.stdout.write(json.dumps(state) + "\n")
