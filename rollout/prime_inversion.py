@@ -40,10 +40,9 @@ _DEMONSTRATED_REFERENCES = 3
 class PrimeInversion:
     """The prime-inversion environment over the primes in [min_prime, max_prime]; see Environment."""
 
-    tasks = (Task.DEDUCTION, Task.ABDUCTION, Task.INDUCTION)
-
     def __init__(self, config: EnvironmentConfig) -> None:
         self._config = config
+        self.tasks = tuple(map(Task, config.tasks))
         self._range = (config.min_prime, config.max_prime)
         self.stages = (0, *(batch for batch, _ in config.curriculum))
         self._largest_primes = (*(prime for _, prime in config.curriculum), config.max_prime)

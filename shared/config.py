@@ -89,6 +89,10 @@ class EnvironmentConfig(Section):
     """The problems: x·y ≡ 1 (mod p) for primes p in [min_prime, max_prime]."""
 
     name: Literal["prime_inversion"] = "prime_inversion"
+    tasks: tuple[Literal["deduction", "abduction", "induction"], ...] = Field(
+        ("deduction", "abduction", "induction"),
+        description="the task types that are played, and evaluated",
+    )
     min_prime: int = Field(2, ge=2, description="smallest prime")
     max_prime: int = Field(13, ge=2, le=100_000, description="largest prime")
     curriculum: tuple[tuple[int, int], ...] = Field(
@@ -124,6 +128,14 @@ class EnvironmentConfig(Section):
     evaluation_problems_per_task: Count = Field(
         512, description="size of the fixed evaluation set; where fewer problems exist, all of them"
     )
+
+    @field_validator("tasks")
+    @classmethod
+    def _each_task_once(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """In the order of the default, whatever they are written in: it decides the tickets' order."""
+        if not tasks or len(set(tasks)) < len(tasks):
+            raise ValueError("names one task or more, each once")
+        return tuple(task for task in cls.model_fields["tasks"].default if task in tasks)
 
     @model_validator(mode="after")
     def _range_holds_a_prime(self) -> Self:

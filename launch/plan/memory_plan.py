@@ -15,7 +15,6 @@ from learner.memory_bounds import KEYS_PER_TOKEN
 from shared.config import Config
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
-TASKS = 3
 # As on an H200: a CUDA context with the kernels and all that libraries take past PyTorch; an engine's graphs, for each
 # layer.
 CONTEXT = int(1.65 * GIB)
@@ -251,7 +250,8 @@ def _sampled(config: Config) -> int:
     """Sequences of one batch, on all workers together."""
     play = config.selfplay
     attempts = play.attempts + (play.solver_samples == "separate")
-    return TASKS * (play.proposals_per_task * (1 + attempts) + play.buffer_problems_per_task * attempts)
+    each = play.proposals_per_task * (1 + attempts) + play.buffer_problems_per_task * attempts
+    return len(config.environment.tasks) * each
 
 
 def _activations(config: Config) -> str:

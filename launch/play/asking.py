@@ -114,7 +114,7 @@ def pose(config: Config, request: Solve) -> Posed:
         raise ConfigError(f"induction takes {pairs} of x and as many of y (environment.induction_pairs)")
     if task is not Task.INDUCTION and any(len(numbers) > 1 for numbers in request.given.values()):
         raise ConfigError(f"{task} takes one number of each")
-    environment = _environment(config.environment, request.p)
+    environment = _environment(config.environment, task, request.p)
     stated = ", ".join(map(str, request.stated))
     problem = environment.judge_proposal(task, answer_block(stated), batch=0).problem
     if problem is None:
@@ -123,8 +123,18 @@ def pose(config: Config, request: Solve) -> Posed:
     return Posed(environment, problem)
 
 
-def _environment(config: EnvironmentConfig, primes: Sequence[int]) -> Environment:
+def check_proposal(config: Config, request: Propose) -> None:
+    """ConfigError when nothing says what a problem of this task may be."""
+    if request.task not in config.environment.tasks:
+        raise ConfigError(
+            f"there are no {request.task} problems here: environment.tasks is {', '.join(config.environment.tasks)}; "
+            f"""--environment.tasks '["{request.task}"]' asks for one nonetheless"""
+        )
+
+
+def _environment(config: EnvironmentConfig, task: Task, primes: Sequence[int]) -> Environment:
     changes = {
+        "tasks": [task],
         "min_prime": max(2, min(config.min_prime, *primes, config.min_prime)),
         "max_prime": max(config.max_prime, *primes, 2),
         "curriculum": (),

@@ -56,7 +56,7 @@ def add_play(commands: Any) -> None:
 
 def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from launch.evaluate import model_config
-    from launch.play.asking import Solve, pose
+    from launch.play.asking import Propose, Solve, check_proposal, pose
     from launch.play.player import checked_chat
 
     _check(options)
@@ -67,8 +67,11 @@ def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     model = config.model.model_copy(update={"path": options.model.resolve()})
     config = config.model_copy(update={"model": model})
     chat = checked_chat(options.model, config)
-    if isinstance(request, Solve):
-        pose(config, request)  # before anything starts
+    match request:  # before anything starts
+        case Solve():
+            pose(config, request)
+        case Propose():
+            check_proposal(config, request)
     from launch.play.session import serve
     from launch.play.show import as_json, as_text
 

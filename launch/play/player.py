@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from launch.lengths import check_prompts
-from launch.play.asking import Posed, Propose, Request, Solve, pose
+from launch.play.asking import Posed, Propose, Request, Solve, check_proposal, pose
 from rollout.chat import ChatTokenizer
 from rollout.environment import make_environment
 from rollout.sample import Sample
@@ -81,6 +81,7 @@ class Player:
 
     async def _propose(self, request: Propose) -> list[Turn]:
         """The references are random, so that the same request gives another proposal the next time."""
+        check_proposal(self._config, request)
         environment, batch = self._environment, self._environment.stages[-1]
         shown = self._config.selfplay.references
         references = environment.seed_problems(request.task, shown, self._rng, batch=batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -76,3 +77,12 @@ def test_batches_of_what_came_first_would_be_failures_and_brevity():
     for name, margin in (("valid", 0.2), ("proposer reward", 0.1), ("response tokens", 5)):
         assert first[name] < fair[name] - margin
         assert first[name] < min(batch[name] for batch in released)
+
+
+@pytest.mark.parametrize("tasks", [("abduction",), ("deduction", "induction")])
+def test_some_tasks_alone_are_played(tasks):
+    run = played(configured({"environment.tasks": list(tasks)}), delayed=False)
+    for batch in run.batches:
+        assert Counter(ticket.id.batch for ticket in batch.tickets) == {batch.number: 10 * len(tasks)}
+        assert {episode.task for episode in batch.episodes} == set(tasks)
+        assert set(batch_metrics(batch, attempts=4).tasks) == set(tasks)

@@ -355,6 +355,7 @@ def test_settings_that_leave_a_task_without_problems_are_a_config_error(settings
 def test_the_fingerprint_covers_every_setting():
     base = EnvironmentConfig(min_prime=5, max_prime=31, held_out=0.2, induction_pairs=2, prompts="short")
     changes = {
+        "tasks": ("abduction",),
         "min_prime": 7,
         "max_prime": 29,
         "curriculum": ((5, 19),),
@@ -390,3 +391,12 @@ def test_the_fingerprint_covers_the_prompts_of_both_roles_with_and_without_refer
             patch.setattr(ShortPrompts, role, reworded)
             changed.add(make_prime().fingerprint)
     assert len(changed | {before}) == 5
+
+
+def test_only_the_tasks_that_are_played_need_problems():
+    with pytest.raises(ConfigError, match="no induction problem"):
+        make_prime(2, 2)
+    alone = make_prime(2, 2, tasks=("deduction",))
+    assert alone.tasks == (Task.DEDUCTION,)
+    assert [problem.content for problem in everything(alone, Task.DEDUCTION)] == ["1,2"]
+    assert alone.fingerprint != make_prime(2, 2, tasks=("abduction",)).fingerprint

@@ -84,6 +84,9 @@ def test_command_line_beats_file_beats_default(tmp_path):
         (["--environment.curriculum", "[[5, 13]]"], "curriculum"),
         (["--environment.curriculum", "[[5]]"], "environment.curriculum"),
         (["--environment.held_out", "1"], "environment.held_out"),
+        (["--environment.tasks", "[]"], "environment.tasks"),
+        (["--environment.tasks", '["deduction", "deduction"]'], "environment.tasks: names one task or more"),
+        (["--environment.tasks", '["addition"]'], "environment.tasks.0"),
         (
             ["--learner.advantage.baseline", "group", "--selfplay.solver_samples", "separate"],
             "learner.advantage.baseline",
@@ -96,6 +99,15 @@ def test_command_line_beats_file_beats_default(tmp_path):
 def test_unusable_values_are_refused_by_name(overrides, named):
     with pytest.raises(ConfigError, match=re.sub(r"([.?()\[\]])", r"\\\1", named)):
         load_config(None, overrides)
+
+
+def test_tasks_are_the_same_in_whatever_order_they_are_written():
+    named = [
+        load_config(None, ["--environment.tasks", f"[{each}]"])
+        for each in ("'induction','deduction'", "'deduction','induction'")
+    ]
+    assert named[0] == named[1]
+    assert set(named[0].environment.tasks) == {"induction", "deduction"}
 
 
 def test_solver_rows_weigh_as_much_as_the_trained_samples_of_a_problem_are_many():

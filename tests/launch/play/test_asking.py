@@ -1,6 +1,6 @@
 import pytest
 
-from launch.play.asking import Propose, Solve, parse_line, pose
+from launch.play.asking import Propose, Solve, check_proposal, parse_line, pose
 from rollout.environment import make_environment
 from shared.config_file import load_config
 from shared.episodes import Task, Verdict
@@ -68,6 +68,14 @@ def test_inside_the_range_the_prompt_is_that_of_training():
     posed = pose(CONFIG, Solve(p=(11,), x=(7,)))
     training = make_environment(CONFIG.environment)
     assert posed.environment.solver_prompt(posed.problem) == training.solver_prompt(posed.problem)
+
+
+def test_any_problem_is_posed_whatever_is_trained_but_proposed_only_what_is():
+    config = load_config(None, ["--environment.tasks=['abduction']"])
+    assert pose(config, Solve(x=(3,), y=(5,))).problem.task is Task.INDUCTION
+    check_proposal(config, Propose(Task.ABDUCTION))
+    with pytest.raises(ConfigError, match=r"no deduction problems here: environment\.tasks is abduction"):
+        check_proposal(config, Propose(Task.DEDUCTION))
 
 
 def test_induction_shows_as_many_pairs_as_are_configured():
