@@ -21,6 +21,7 @@ tags:
 - reinforcement-learning
 ---
 """
+_HIDDEN = {Task.DEDUCTION: "y", Task.ABDUCTION: "x", Task.INDUCTION: "p"}
 
 
 def model_card(run: RunRecords, config: Config, step: int) -> str:
@@ -52,8 +53,8 @@ def _origin(run: RunRecords, config: Config, step: int) -> Iterator[str]:
         f"{config.model.dtype}, seed {config.run.seed}."
     )
     yield (
-        f"The problems: x·y ≡ 1 (mod p) for primes p from {environment.min_prime} to {environment.max_prime}, with y "
-        "(deduction), x (abduction) or p (induction) hidden."
+        f"The problems: x·y ≡ 1 (mod p) for primes p from {environment.min_prime} to {environment.max_prime}, with "
+        f"{_hidden(environment.tasks)} hidden."
         + (f" A share of {environment.held_out:g} of them was never trained on." if environment.held_out else "")
     )
 
@@ -112,6 +113,12 @@ def _training(steps: Sequence[Record], config: Config, step: int) -> Iterator[st
     yield "|---|---|"
     for name, value in facts.items():
         yield f"| {name} | {value} |"
+
+
+def _hidden(tasks: Sequence[str]) -> str:
+    """What is hidden in which task: y (deduction), x (abduction) or p (induction)."""
+    *others, last = (f"{_HIDDEN[Task(task)]} ({task})" for task in tasks)
+    return " or ".join([*([", ".join(others)] if others else []), last])
 
 
 def _text(name: str) -> str:

@@ -29,6 +29,19 @@ def test_the_card_says_what_the_run_was_and_came_to(folder):
     assert "license" not in text.partition("\n---\n")[0]
 
 
+@pytest.mark.parametrize(
+    ("tasks", "said"),
+    [
+        (["deduction", "abduction", "induction"], "with y (deduction), x (abduction) or p (induction) hidden."),
+        (["deduction", "induction"], "with y (deduction) or p (induction) hidden."),
+        (["induction"], "with p (induction) hidden."),
+    ],
+)
+def test_the_card_names_the_tasks_that_the_run_played(tmp_path, tasks, said):
+    folder = write_records(tmp_path / "mine", 4, **{"model.path": "models/some", "environment.tasks": tasks})
+    assert said in card(folder)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_card_has_the_model_served_in_the_dtype_of_its_training(tmp_path, dtype):
     text = card(write_records(tmp_path / "mine", 4, **{"model.path": "models/some", "model.dtype": dtype}))
