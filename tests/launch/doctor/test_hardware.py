@@ -3,6 +3,8 @@ import pytest
 from launch.doctor.findings import Status
 from launch.doctor.hardware import check_allocator, check_cores, check_gpu, check_memory
 from launch.plan.devices import GIB, Device
+from launch.plan.learner_memory import learner_states
+from launch.plan.sizes import model_sizes
 from shared.config_file import load_config
 from shared.errors import InstallationError
 
@@ -77,6 +79,13 @@ def test_memory_is_the_machines_or_the_containers_where_that_is_less(tmp_path, a
     (finding,) = check_memory(available * GIB, (tmp_path / "none", file))
     assert finding.status is status
     assert found in finding.found
+
+
+def test_what_an_offloaded_optimizer_takes_is_what_the_plan_says(tmp_path):
+    model = model_sizes("qwen2.5-3b")
+    host = learner_states(model, item=2, zero_stage=2, ranks=1, offload=True).host
+    (finding,) = check_memory(4 * GIB, (tmp_path / "none",))
+    assert f"takes {host // model.parameters} bytes a weight" in finding.advice
 
 
 @pytest.mark.parametrize(("cores", "status"), [(1, Status.WARN), (2, Status.OK)])
