@@ -369,7 +369,11 @@ class SyncConfig(Section):
         description="under in_flight=keep: running requests keep the attention cache of the older weights instead of "
         "being prefilled again; what they sample on it is marked mixed_kv",
     )
-    buffer_mib: Count = Field(256, description="ipc, nccl: size of the packed buffer that weights travel in")
+    buffer_mib: Count = Field(
+        256,
+        description="ipc, nccl: size of the packed buffer that weights travel in, or of the largest parameter where "
+        "that is larger",
+    )
     timeout_s: Seconds = Field(120, description="limit for each call of a sync")
     probe_tolerance: PositiveOrNone = Field(
         None, description="largest mean difference of log-probabilities of the parity probe, nats; none: by dtype"
