@@ -1,1 +1,1 @@
-"""Starting things: the command line, Ray placement and supervision, model making, scripts."""
+"""The commands: runs, with Ray around them; plans, the tiny model, evaluation, looking at runs, benchmarks."""

@@ -266,7 +266,8 @@ def _parser() -> argparse.ArgumentParser:
         "audit",
         help="account for every acknowledged ticket of a run",
         description="What became of every closed ticket that the learner acknowledged, told from the run's journal: "
-        "trained on once, dropped on the record, or still open. Fails when one is lost, or trained on twice.",
+        "trained on once, dropped on the record, or still open. Fails when one is lost, or trained on twice, "
+        "or when metrics.jsonl has other steps than the journal.",
         epilog="example:\n  primezero audit runs/mine",
         formatter_class=HelpFormatter,
     )

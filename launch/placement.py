@@ -1,6 +1,6 @@
 """Which process of a run is on which machine, with how much of it: decided, and refused, before anything starts.
 
-Plain data; launch/ray_cluster.py has Ray reserve it.
+Plain data; launch/ray_machines.py has Ray reserve it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Checkpoints: written beside and renamed into place, the last few kept, each with the sums of its bytes.
 
     checkpoints/step-000040/state.json      everything of rank 0 but the policy
-                            policy/         weights, optimizer and schedule, in DeepSpeed's own files
+                            policy/         weights, optimizer and schedule, in DeepSpeed's own files, and every rank's
+                                            random generators
                             manifest.json   length and CRC-32 of every other file, written last
 
 The run folder is trusted: DeepSpeed's files are PyTorch archives.

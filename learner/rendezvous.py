@@ -1,4 +1,4 @@
-"""Where the learner's ranks find each other: at one address of this machine, where torch's own would be at all."""
+"""Where the learner's ranks find each other: at one address of this machine; torch's own way listens at all."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The rollout worker: the vLLM engine, the self-play round, environments, rewards, evaluation."""
+"""The rollout worker: the vLLM engine, the self-play round, environments, evaluation, the weight receiver."""

@@ -76,7 +76,7 @@ class EngineSide:
     A mixin before one of vLLM's `WeightTransferEngine` classes. On the CPU the new weights are received
     and staged on a thread while the engine goes on, and `finish_weight_update` only moves pointers; on a
     GPU they are loaded over the live ones in the calls themselves, with the engine paused from
-    `update_weights` to `finish_weight_update`.
+    `start_weight_update` to `finish_weight_update`.
     """
 
     device: torch.device

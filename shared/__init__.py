@@ -1,1 +1,1 @@
-"""What both sides speak: configuration, episodes, wire messages, the stream's sockets, run records."""
+"""What both sides speak: configuration, episodes, rewards, wire messages, the stream's sockets, run records."""

@@ -17,7 +17,7 @@ class ConfigError(PrimezeroError):
 
 
 class InstallationError(PrimezeroError):
-    """A library that a run stands on is missing, or of a version that it does not know."""
+    """A library that a run stands on is missing, or of a version that it does not know; or there is no GPU."""
 
 
 class DiskError(PrimezeroError):
@@ -25,7 +25,7 @@ class DiskError(PrimezeroError):
 
 
 class PlanError(PrimezeroError):
-    """A GPU has no room for what a run would put there."""
+    """A GPU, or the memory of a machine, has no room for what a run would put there."""
 
 
 class DeviceMemoryError(PrimezeroError):

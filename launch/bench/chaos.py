@@ -45,7 +45,7 @@ class ChaosSettings:
 
 @dataclass(slots=True)
 class Outcome:
-    """What happened. exit_code: of the launcher that was started last; restarts: on record; faults: of the benchmark"""
+    """What happened. exit_code: of the launcher that was started last; restarts: on record"""
 
     hits: Counter[tuple[str, str]] = field(default_factory=Counter)
     launches: int = 0

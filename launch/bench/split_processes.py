@@ -1,4 +1,4 @@
-"""A rollout worker and a learner as a run has them, each on cores of its own, whose steps a benchmark directs.
+"""A rollout worker and a learner as a run has them, each on cores that are named, whose steps a benchmark directs.
 
 Both run what `primezero train` runs in its processes, without Ray, which only starts and watches them.
 """

@@ -1,4 +1,4 @@
-"""Python, the libraries of the lock, and the compilers."""
+"""Python, the libraries that pyproject.toml asks for, and the compilers."""
 
 from __future__ import annotations
 

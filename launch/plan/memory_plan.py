@@ -21,7 +21,7 @@ CONTEXT = int(1.65 * GIB)
 GRAPHS = 5 * 2**20
 # What the allocator loses to fragments, of what comes and goes: with a tenth of it 3B ran out of memory on an H200.
 FRAGMENTS = 0.3
-# Assumed, until a GPU says otherwise: NCCL's buffers; and what stays free for the driver.
+# Assumed, not measured: NCCL's buffers; and what stays free for the driver.
 NCCL_BUFFERS = GIB // 4
 SPARE = 0.01
 # With fewer sequences at a time an engine reads its weights for little.
