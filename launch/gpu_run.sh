@@ -77,7 +77,7 @@ prepare() {
   # Memory that PyTorch expands cannot be shared with the engine.
   unset PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF
   check_driver
-  say "disk: $(df -h --output=avail . | tail -n 1 | tr -d ' ') free here (a run with Qwen2.5-3B takes about 130 GB)"
+  say "disk: $(df -h --output=avail . | tail -n 1 | tr -d ' ') free here (a run with Qwen2.5-3B takes about 140 GB)"
   say "memory: $(free -h | awk '/^Mem:/ {print $7}') available"
   find_model
 }
