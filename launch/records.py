@@ -84,15 +84,23 @@ class Follower:
         self._position = path.stat().st_size if path.exists() else 0
 
     def new(self) -> Iterator[dict[str, Any]]:
-        """The objects of the lines that have been completed since the last time."""
+        """The objects of the lines that have been completed since the last time.
+
+        A file that was cut off and has grown again while nobody looked begins, from here, with the end of a line, which
+        is passed over.
+        """
         if not self._path.exists():
             return
         self._position = min(self._position, self._path.stat().st_size)
-        with self._path.open() as file:
+        with self._path.open("rb") as file:
             file.seek(self._position)
-            while (line := file.readline()).endswith("\n"):
+            while (line := file.readline()).endswith(b"\n"):
                 self._position = file.tell()
-                yield json.loads(line)
+                try:
+                    record = json.loads(line)
+                except ValueError:
+                    continue
+                yield record
 
 
 def flat(record: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -40,6 +40,15 @@ def test_what_is_on_record_up_to_a_version_is_past_and_what_comes_is_told_once(t
     assert heard.steps == [3]
 
 
+def test_what_was_cut_off_and_has_grown_again_unseen_ends_nothing(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    write(metrics, [1, 2, 3])
+    records, heard = Records(tmp_path, 1), Heard()
+    metrics.write_text('{"step": 1}\n{"step": 2, "now": "a longer one"}\n{"step": 3}\n')
+    records.tell([heard])
+    assert heard.steps == [3]
+
+
 @pytest.mark.parametrize("damage", [b'{"st', b"\xff\n", b'{"other": 1}\n{"step": 3}\n', b'[]\n{"step": 3}\n'])
 def test_what_is_torn_or_damaged_is_not_past_nor_what_follows(tmp_path, damage):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damage)
