@@ -32,7 +32,8 @@ class Display(Observer, Protocol):
 def open_display(config: Config, records: Records, vitals: Vitals) -> Display:
     """As `run.display` says."""
     kind = config.run.display
-    if kind == "live" or (kind == "auto" and sys.stdout.isatty()):
+    # There is no stdout where whoever started this has closed it.
+    if sys.stdout is not None and (kind == "live" or (kind == "auto" and sys.stdout.isatty())):
         from launch.display.live import LiveDisplay, terminal
 
         console = terminal(force=kind == "live")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
+import sys
 from typing import Self
 
 from launch.records import Record
@@ -31,8 +34,11 @@ class PlainDisplay:
 
     def stopping(self) -> None:
         """Say that the run ends after this step. Called by a signal handler."""
-        # print() may be what was interrupted, and cannot be entered twice.
-        os.write(1, b"stopping after this step; press Ctrl-C again to stop at once\n")
+        if sys.stdout is None:  # closed by whoever started this
+            return
+        # print() may be what was interrupted, and cannot be entered twice. Ctrl-C ends a reader, as `tee` is, too.
+        with contextlib.suppress(OSError):
+            os.write(1, b"stopping after this step; press Ctrl-C again to stop at once\n")
 
     def step(self, record: Record) -> None:
         self.say(self._step_line(record))
@@ -46,11 +52,12 @@ class PlainDisplay:
     def _step_line(self, record: Record) -> str:
         tasks, learner, phases = record["tasks"].values(), record["learner"], record["phases"]
         valid = [t["valid"] for t in tasks if t["valid"] is not None]
+        entropy = math.nan if learner["entropy"] is None else learner["entropy"]  # as is recorded what is not finite
         return (
             f"step {record['step']:>4}/{self._steps}  "
             f"solver {_mean([t['accuracy'] for t in tasks]):.2f}  "
             f"valid proposals {_mean(valid):.2f}  "
-            f"entropy {learner['entropy']:.3f}  "
+            f"entropy {entropy:.3f}  "
             f"staleness {record['staleness_mean']:.2f}  "
             f"{sum(phases.values()):.2f} s (waiting {phases.get('wait_s', 0):.2f})"
         )
@@ -95,4 +102,4 @@ def summary_lines(summary: Summary) -> list[str]:
 
 
 def _mean(values: list[float]) -> float:
-    return sum(values) / len(values) if values else float("nan")
+    return sum(values) / len(values) if values else math.nan

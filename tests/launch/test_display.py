@@ -1,7 +1,12 @@
 import datetime
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from run_records import step_record
 
 from launch.display import summary_lines
 from launch.display.plain import PlainDisplay
@@ -11,6 +16,8 @@ from launch.supervisor import Origin, Restart
 from learner.progress import Progress, Summary
 from shared.config_file import load_config
 from shared.episodes import Evaluation, Task, TaskAccuracy
+
+ROOT = Path(__file__).parents[2]
 
 
 def evaluation(version: int, accuracy: float, held_out: float | None) -> Evaluation:
@@ -85,6 +92,37 @@ def test_restarts_are_on_record_over_all_starts_of_a_run(tmp_path):
     about = {"reason": "a fault"}
     assert first == about | {"process": "rollout-0", "number": 1, "delay_s": 0, "lineage": 0, "version": None}
     assert second == about | {"process": "learner", "number": 2, "delay_s": 1, "lineage": 1, "version": 40}
+
+
+def test_a_step_is_a_line_though_a_number_of_it_was_not_finite(capsys):
+    record = step_record(2)
+    record["learner"]["entropy"] = None
+    PlainDisplay(10).step(record)
+    assert capsys.readouterr().out == (
+        "step    2/10  solver 0.02  valid proposals 0.50  entropy nan  staleness 1.00  2.00 s (waiting 0.50)\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("output", "says"), [("| cat", "stopping after this step"), ("| true", ""), (">&-", ""), ("> /dev/full", "")]
+)
+def test_that_a_run_stops_is_said_and_a_reader_that_has_gone_is_no_error(output, says):
+    code = f"""
+import time
+from pathlib import Path
+from launch.display import open_display
+from launch.records import Records
+from launch.vitals import Vitals
+from shared.config_file import load_config
+display = open_display(load_config(None), Records(Path("none"), 0), Vitals([]))
+time.sleep({0.5 if "true" in output else 0})
+display.stopping()
+"""
+    command = f'"$PYTHON" -c "$CODE" {output}'
+    environment = os.environ | {"PYTHON": sys.executable, "CODE": code}
+    done = subprocess.run(command, shell=True, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    assert done.stdout.startswith(says)
 
 
 def summary(held_out_after: float | None) -> Summary:
