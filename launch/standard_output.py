@@ -31,6 +31,8 @@ def console() -> Console:
 
 def reader_has_gone() -> bool:
     """Whether nobody reads any more what this process prints: a reader such as `head` has seen enough."""
+    if sys.stdout is None:
+        return False
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     return bool(poll.poll(0))  # asked for nothing, it says only that the other end is closed
@@ -38,4 +40,5 @@ def reader_has_gone() -> bool:
 
 def write_no_more() -> None:
     """What is still printed goes nowhere, and neither does what has been but not written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:  # closed by whoever started this; its number may be another file's
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

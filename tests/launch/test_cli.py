@@ -174,6 +174,14 @@ def test_a_command_whose_output_is_closed_does_its_work():
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_full_disk_is_said_where_the_output_is_closed_too():
+    code = "from launch.cli import main; main(['report', 'a'])"
+    full = "import launch.report.command as c; c._runs = lambda _: open('/dev/full', 'w').write('x' * 10**6)"
+    command = f"{shlex.join([sys.executable, '-c', f'{full}; {code}'])} >&-"
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr.startswith("primezero: DiskError: cannot write")
+
+
 @pytest.mark.usefixtures("capfd")
 def test_a_broken_pipe_that_is_not_its_own_output_is_not_taken_for_a_reader_that_has_seen_enough(monkeypatch, tmp_path):
     def broken(*_, **__):
