@@ -59,8 +59,7 @@ def time_png(steps: Sequence[Record]) -> bytes | None:
     if not timed:
         return None
     groups = np.array_split(np.arange(len(timed)), min(_BARS, len(timed)))
-    ends = [number(timed[part[-1]], "step") or 0.0 for part in groups]
-    width = 0.9 * (ends[1] - ends[0] if len(ends) > 1 else 1.0)
+    middles, widths = bars([[number(timed[i], "step") or 0.0 for i in part] for part in groups])
     bottom = np.zeros(len(groups))
     with figure_style():
         figure = Figure(figsize=(2 * _SIZE[0], _SIZE[1]), layout="constrained")
@@ -70,9 +69,9 @@ def time_png(steps: Sequence[Record]) -> bytes | None:
             heights = np.array([fmean(seconds[i] for i in part) for part in groups])
             look = index % len(_GREYS)
             axes.bar(
-                ends,
+                middles,
                 heights,
-                width,
+                widths,
                 bottom,
                 label=label,
                 color=_GREYS[look],
@@ -88,6 +87,13 @@ def time_png(steps: Sequence[Record]) -> bytes | None:
         axes.set_ylim(0, 1.08 * bottom.max())
         _legend(figure, len(seconds_by_phase))
         return _png(figure)
+
+
+def bars(groups: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Where the bar of each group of consecutive steps has its middle, and how wide it is: beside its neighbours."""
+    middles = [(group[0] + group[-1]) / 2 for group in groups]
+    widths = [0.9 * (group[-1] - group[0] + 1) for group in groups]
+    return middles, widths
 
 
 def phase_seconds(steps: Sequence[Record]) -> dict[str, list[float]]:

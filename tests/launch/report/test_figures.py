@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from recorded_runs import step_record
 
 from launch.plotting import MOST_LINES, figure_style, plain, style
+from launch.report import figures
 from launch.report.figures import _legend, _shortened, phase_seconds, plot_png, running_mean, time_png
 from launch.report.measures import PLOTS, Curve
 
@@ -85,6 +87,19 @@ def test_where_the_time_went_is_drawn_for_few_and_many_steps():
     assert time_png([step_record(1)]).startswith(PNG)
     assert time_png([step_record(step) for step in range(1, 200)]).startswith(PNG)
     assert time_png([{"step": 1}, {"step": 2, "phases": {}}]) is None
+
+
+@pytest.mark.parametrize("steps", [1, 59, 61, 100, 200])
+def test_bars_stand_beside_one_another_over_the_steps_that_they_are_of(monkeypatch, steps):
+    drawn = []
+    monkeypatch.setattr(Axes, "bar", lambda _, *arguments, **__: drawn.append(arguments))
+    monkeypatch.setattr(figures, "_legend", lambda *_: None)
+    time_png([step_record(step) for step in range(1, steps + 1)])
+    middles, _, widths, _ = map(np.asarray, drawn[0])
+    left, right = middles - widths / 2, middles + widths / 2
+    assert (left[1:] > right[:-1]).all()
+    assert 0.5 < left[0] < 1
+    assert steps < right[-1] < steps + 0.5
 
 
 def test_phases_are_named_in_words_the_longest_first():
