@@ -113,6 +113,15 @@ def test_model_text_is_escaped_and_its_control_characters_are_shown(tmp_path):
     assert "\u202e" not in text
 
 
+def test_a_line_feed_that_model_text_begins_with_is_shown(tmp_path):
+    folder = write_records(tmp_path / "mine", 1)
+    journal = WrittenJournal(folder)
+    journal.train(0, text_ticket(0, 0, proposal="\n3, 7"))
+    journal.close()
+    text, _ = page_of(folder, out=tmp_path / "out")
+    assert '<pre class="response">\n\n3, 7&lt;end&gt;</pre>' in text  # a browser leaves the first one out
+
+
 @pytest.mark.parametrize("steps", [0, 1])
 def test_a_run_of_no_step_or_one_has_a_page(tmp_path, steps):
     folder = write_records(tmp_path / "short", steps)
