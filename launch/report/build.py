@@ -43,8 +43,7 @@ def _comparison(runs: Sequence[RunRecords]) -> Page:
     figures = []
     for plot in PLOTS:
         if curves := [curve for run in runs if (curve := plot.combined(run)) is not None]:
-            what = ", ".join(plot.compared) or "mean of tasks"
-            title = plot.title if len(plot.lines) == 1 else f"{plot.title}: {what}"
+            title = plot.title if len(plot.lines) == 1 else f"{plot.title}: {plot.what_is_compared}"
             figures.append(FigureOnPage(plot.key, title, plot.says, plot_png(plot, curves)))
     notes = [f"{one_line(run.name)}: {note}" for run in runs for note in _missing(run)]
     return Page(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
 
@@ -46,7 +46,13 @@ class Plot:
     of: Literal["steps", "evaluations"] = "steps"
     limits: tuple[float, float] | None = None
     scale: Literal["linear", "log"] = "linear"
-    compared: Sequence[str] = field(default=())
+    compared: Sequence[str] = ()
+
+    @property
+    def what_is_compared(self) -> str:
+        """What a run's line in a comparison shows."""
+        of = "tasks" if set(self.lines) <= set(Task) else " and ".join(self.lines)
+        return ", ".join(self.compared) or f"mean of {of}"
 
     def curves(self, run: RunRecords) -> list[Curve]:
         """A line for each measure that was recorded."""

@@ -176,6 +176,9 @@ def test_a_comparison_has_a_line_for_each_run_and_says_what_differs(mine, tmp_pa
     differing = said.partition("What differs in the configuration")[2].partition("Curves")[0]
     assert differing.split() == ["key", "mine", "a$b_<other>", "run.steps", "4", "2", "learner.lr", "0.25", "1e-06"]
     assert "article" not in page.tags
+    assert "Valid proposals: mean of tasks" in said
+    assert "Response length: mean of proposer and solver" in said
+    assert "Staleness: mean of tokens" in said
 
 
 def test_two_runs_of_one_name_cannot_be_told_apart(mine, tmp_path, capsys):
