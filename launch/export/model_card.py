@@ -83,9 +83,8 @@ def _row(name: str, first: Record, last: Record, path: Sequence[str], problems: 
 
 
 def _use(config: Config) -> Iterator[str]:
-    p = config.environment.max_prime
     yield "```bash"
-    yield f"primezero play --model . --x {max(1, p // 2)} --p {p}"
+    yield f"primezero play --model . --propose {config.environment.tasks[0]}"
     yield f"vllm serve . --served-model-name primezero --dtype {config.model.dtype}"
     yield "```\n"
     if config.model.dtype == "float32":

@@ -39,7 +39,9 @@ def test_the_card_says_what_the_run_was_and_came_to(folder):
 )
 def test_the_card_names_the_tasks_that_the_run_played(tmp_path, tasks, said):
     folder = write_records(tmp_path / "mine", 4, **{"model.path": "models/some", "environment.tasks": tasks})
-    assert said in card(folder)
+    text = card(folder)
+    assert said in text
+    assert f"primezero play --model . --propose {tasks[0]}\n" in text
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
