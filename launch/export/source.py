@@ -23,9 +23,8 @@ class Source:
 
 def find_source(run: RunRecords, step: int | None) -> Source:
     """The model of `step`, or the newest that there is. Raises CheckpointError, saying which there are."""
-    found = _checkpoints(run.folder)
-    final = int(number(run.summary, "steps") or 0) if run.summary is not None else None
-    if final is not None and (run.folder / MODEL_FOLDER / "config.json").is_file() and step in (None, final):
+    found, final = _checkpoints(run.folder), _final(run)
+    if final is not None and step in (None, final):
         return Source(final, None)
     chosen = max(found, default=None) if step is None else step
     if chosen is None or chosen not in found:
@@ -34,6 +33,13 @@ def find_source(run: RunRecords, step: int | None) -> Source:
         there = f"it has those of {steps}" if steps else "its first checkpoint is still to come (run.checkpoint_every)"
         raise CheckpointError(f"{run.folder} has {which}: {there}")
     return Source(chosen, found[chosen])
+
+
+def _final(run: RunRecords) -> int | None:
+    """The step of the model that the run ended with; None where it has not ended, or that model is gone."""
+    if run.summary is None or not (run.folder / MODEL_FOLDER / "config.json").is_file():
+        return None
+    return int(number(run.summary, "steps") or 0)
 
 
 def _checkpoints(folder: Path) -> dict[int, Path]:

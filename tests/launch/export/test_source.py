@@ -44,6 +44,13 @@ def test_a_model_that_is_not_there_is_refused_naming_those_that_are(tmp_path):
         found(folder, 3)
 
 
+def test_a_model_that_was_removed_is_not_among_those_that_there_are(tmp_path):
+    folder = make_run(tmp_path, [2], finished_at=4)
+    (folder / "model/config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no checkpoint of step 4: it has those of 2$"):
+        found(folder, 4)
+
+
 def test_a_run_without_a_model_says_what_to_wait_for(tmp_path):
     with pytest.raises(CheckpointError, match="no model yet: its first checkpoint is still to come"):
         found(make_run(tmp_path))
