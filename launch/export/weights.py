@@ -50,7 +50,8 @@ def _read(path: Path) -> dict[str, Any]:
             "resume the run and stop it (Ctrl-C once), which exports them, and leave --step out"
         )
     try:
-        broken = zipfile.ZipFile(path).testzip()  # torch does not check the sums
+        with zipfile.ZipFile(path) as file:
+            broken = file.testzip()  # torch does not check the sums
         if broken is not None:
             raise CheckpointError(f"{path} is broken (in {broken}): export another --step")
         # Tensors and plain data alone: nothing in the file is run.
