@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,6 @@ def _found(options: argparse.Namespace, run: RecordedRun) -> Iterator[RecordedEp
         lowest=options.min_reward,
         highest=options.max_reward,
         untrained=options.untrained or options.episode is not None,
-        limit=options.limit and options.limit + 1,
     ).of(run)
 
 
@@ -103,11 +102,11 @@ def _there_are(run: RecordedRun) -> str:
 
 
 def _show(options: argparse.Namespace, found: Iterator[RecordedEpisode], text: Any) -> None:
-    """What is found, up to the limit; `found` has one more where there is more."""
+    """What is found, up to the limit."""
     from launch.inspection.view import episode_data, show_full, show_list
     from launch.standard_output import console
 
-    shown = _up_to(found, options.limit)
+    shown = islice(found, options.limit or None)
     if options.json:
         for each in shown:
             print(json.dumps(episode_data(each, text), ensure_ascii=True))
@@ -120,13 +119,6 @@ def _show(options: argparse.Namespace, found: Iterator[RecordedEpisode], text: A
                 show_list(output, shown, text)
     if next(found, None) is not None:
         print(f"there are more than {options.limit}: narrow them down, or raise --limit (0: all)", file=sys.stderr)
-
-
-def _up_to(found: Iterator[RecordedEpisode], limit: int) -> Iterator[RecordedEpisode]:
-    count = 0
-    while (not limit or count < limit) and (each := next(found, None)) is not None:
-        count += 1
-        yield each
 
 
 @contextmanager

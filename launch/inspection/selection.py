@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 from launch.recorded_episodes import RecordedEpisode, RecordedRun
 from shared.episodes import Role, Task, Verdict
@@ -18,7 +17,6 @@ class Selection:
 
     steps: [first, last] training steps; episode: a name as `episode_name` makes it
     lowest, highest: of the reward; untrained: those that were dropped or whose batch is open are wanted too
-    limit: so many at most; 0: all
     """
 
     steps: tuple[int, int] | None = None
@@ -29,14 +27,11 @@ class Selection:
     lowest: float | None = None
     highest: float | None = None
     untrained: bool = False
-    limit: int = 0
 
     def of(self, run: RecordedRun) -> Iterator[RecordedEpisode]:
         """The run's episodes that are wanted, by step and ticket."""
-        first, last = self.steps or (0, 2**63)
-        steps = [step for step in {*run.steps, *run.untrained} if first <= step <= last]
-        found = (each for each in run.all(steps, untrained=self.untrained) if self._wants(each))
-        return islice(found, self.limit or None)
+        steps = None if self.steps is None else range(self.steps[0], self.steps[1] + 1)
+        return (each for each in run.all(steps, untrained=self.untrained) if self._wants(each))
 
     def _wants(self, each: RecordedEpisode) -> bool:
         return (

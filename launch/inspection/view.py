@@ -27,9 +27,8 @@ _SPACE = "␣"  # a token may begin or end with it
 def show_list(console: Console, episodes: Iterable[RecordedEpisode], text: TokenText) -> None:
     """A line for each episode: on a terminal as much of it as fits, elsewhere all."""
     fits = console.is_terminal
-    listed = list(episodes)
-    rows = [_row(each, text) for each in listed]
-    widths = [max(map(len, column)) for column in zip(_HEADS, *rows, strict=True)]
+    listed = [(_row(each, text), _style(each)) for each in episodes]  # not the episodes, which may be a whole run's
+    widths = [max(map(len, column)) for column in zip(_HEADS, *(row for row, _ in listed), strict=True)]
 
     def line(row: Sequence[str]) -> list[str]:
         return [
@@ -41,9 +40,9 @@ def show_list(console: Console, episodes: Iterable[RecordedEpisode], text: Token
         console.print(line, no_wrap=True, overflow="ellipsis" if fits else "ignore", crop=fits)
 
     show(Text("  ".join(line(_HEADS)), style="bold"))
-    for each, row in zip(listed, rows, strict=True):
+    for row, style in listed:
         name, task, verdict, *rest = line(row)
-        show(Text.assemble(f"{name}  {task}  ", (verdict, _style(each)), "  ", "  ".join(rest)))
+        show(Text.assemble(f"{name}  {task}  ", (verdict, style), "  ", "  ".join(rest)))
 
 
 def show_full(console: Console, episodes: Iterable[RecordedEpisode], text: TokenText, *, tokens: bool) -> None:
