@@ -135,8 +135,8 @@ def check_proposal(config: Config, request: Propose) -> None:
 def _environment(config: EnvironmentConfig, task: Task, primes: Sequence[int]) -> Environment:
     changes = {
         "tasks": [task],
-        "min_prime": max(2, min(config.min_prime, *primes, config.min_prime)),
-        "max_prime": max(config.max_prime, *primes, 2),
+        "min_prime": max(2, min([config.min_prime, *primes])),
+        "max_prime": max([config.max_prime, *primes]),
         "curriculum": (),
         "held_out": 0.0,
         "proposal": "partial",
