@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
@@ -63,9 +64,12 @@ def _typed_lines() -> Iterator[str]:
     typed = sys.stdin.isatty()
     if typed:
         print(_HELP, file=sys.stderr, end="")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # half a character is a slip like others
+    prompt = "> " if typed and sys.stdout.isatty() else ""  # in a file it would be among the answers
     while True:
         try:
-            line = input("> " if typed else "").strip()
+            line = input(prompt).strip()
         except EOFError:
             return
         if line in ("quit", "exit"):

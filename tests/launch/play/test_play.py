@@ -125,6 +125,25 @@ def test_lines_are_answered_one_after_the_other_and_mistakes_are_no_end(engine, 
     assert engine.ended
 
 
+def test_a_line_that_is_no_text_is_a_mistake_like_others(engine, model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\xfcp=7\np=7 x=3\n"), encoding="utf-8"))
+    assert play(model) == 0
+    captured = capsys.readouterr()
+    assert "is not understood" in captured.err
+    assert "-> correct" in captured.out
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_the_prompt_is_on_the_screen_and_not_in_a_file_of_answers(engine, model, capsys, monkeypatch, is_terminal):
+    monkeypatch.setattr("sys.stdin", lines := io.StringIO("p=7 x=3\nquit\n"))
+    monkeypatch.setattr(lines, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    assert play(model, "--json") == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("> {" if is_terminal else "{")
+    assert "quit, or Ctrl-D" in captured.err
+
+
 def test_what_a_model_says_is_not_obeyed(engine, model, capsys):
     engine.says = "\x1b[2J\u202e"
     assert play(model, "--p", "7", "--x", "3") == 0
