@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET6
 
@@ -11,7 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from launch.records import Record, flat
+from launch.records import Record, Records, flat
 from launch.supervisor import Restart
 from launch.vitals import Vitals
 from shared.config_records import MonitorConfig
@@ -29,15 +29,13 @@ class Monitor(Collector):
     Use as a context manager. Raises PlacementError where it cannot listen.
     """
 
-    def __init__(self, config: MonitorConfig, vitals: Vitals, past: Iterable[Record] = ()) -> None:
+    def __init__(self, config: MonitorConfig, vitals: Vitals) -> None:
         assert config.port is not None
         self._config = config
         self._vitals = vitals
         self._step: dict[str, float] = {}
         self._evaluation: dict[str, float] = {}
         self._restarts = dict.fromkeys(("learner", *(name for name in vitals.signs if "learner" not in name)), 0)
-        for record in past:
-            self.step(record)
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         monitor = self
@@ -80,6 +78,13 @@ class Monitor(Collector):
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+    def catch_up(self, records: Records) -> None:
+        """Begin with the last numbers that were recorded before this start."""
+        for record in records.past_steps[-1:]:
+            self.step(record)
+        for record in records.past_evaluations[-1:]:
+            self.evaluation(record)
 
     def step(self, record: Record) -> None:
         self._step = flat(record)

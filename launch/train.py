@@ -178,7 +178,8 @@ def _records_elsewhere(
         if config.monitor.port is not None:
             from launch.monitor import Monitor
 
-            monitor = held.enter_context(Monitor(config.monitor, vitals, records.past_steps[-1:]))
+            monitor = held.enter_context(Monitor(config.monitor, vitals))
+            monitor.catch_up(records)
             observers.append(Guarded("the monitor", monitor, say))
         if config.tracking.names:
             tracking = Tracking(config, run_folder.path, run_folder.version, say)

@@ -1,3 +1,4 @@
+import json
 import socket
 import urllib.error
 import urllib.request
@@ -8,6 +9,7 @@ from run_records import evaluation_record, step_record
 
 from launch.monitor import Monitor
 from launch.processes import free_port
+from launch.records import Records
 from launch.supervisor import Origin, Restart
 from launch.vitals import Vitals
 from shared.config_records import MonitorConfig
@@ -33,8 +35,7 @@ def samples(text: str) -> dict[tuple[str, ...], float]:
 def test_metrics_are_the_last_step_and_evaluation_with_labels():
     port, vitals = free_port(), Vitals(["learner-0", "rollout-0"])
     vitals.look({"learner-0"}, {"learner-0": 1}, {"learner-0": 4096, "ray": 1})
-    with Monitor(MonitorConfig(port=port), vitals, [step_record(1)]) as monitor:
-        assert samples(get(port, "/metrics")[1])["primezero_step",] == 1
+    with Monitor(MonitorConfig(port=port), vitals) as monitor:
         monitor.step(step_record(7))
         monitor.evaluation(evaluation_record(5))
         monitor.restart(Restart("rollout-0", "a fault", 1, 5, 0.0, Origin(1)))
@@ -52,6 +53,16 @@ def test_metrics_are_the_last_step_and_evaluation_with_labels():
     assert ("primezero_process_resident_bytes", "ray") not in found
     assert found["primezero_restarts", "rollout-0"] == 1
     assert found["primezero_restarts", "learner"] == 0
+
+
+def test_a_resumed_run_has_the_numbers_that_it_goes_on_from(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step_record(step)) + "\n" for step in (1, 2, 3)))
+    (tmp_path / "evaluations.jsonl").write_text(json.dumps(evaluation_record(2)) + "\n")
+    with Monitor(MonitorConfig(port=free_port()), Vitals([])) as monitor:
+        monitor.catch_up(Records(tmp_path, 2))
+        found = samples(monitor.answer("/metrics")[2].decode())
+    assert found["primezero_step",] == 2
+    assert found["primezero_evaluation_version",] == 2
 
 
 def test_healthz_names_who_is_not_well():
