@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.run_folder import CONFIG_FILE, METRICS_FILE, RESTARTS_FILE, SUMMARY_FILE
+from launch.run_folder import CONFIG_FILE, EVALUATIONS_FILE, METRICS_FILE, RESTARTS_FILE, SUMMARY_FILE
 from shared.config import Config
 from shared.config_file import dump_toml, known_keys, load_config
 from shared.errors import ConfigError
 from shared.metrics import whole_records
 
-EVALUATIONS_FILE = "evaluations.jsonl"
 MODEL_FOLDER = "model"
 _TOKENIZER_FILE = "tokenizer.json"
 

@@ -61,9 +61,9 @@ class RunView:
         """That number of the last step."""
         return _get(self.records[-1], number) if self.records else None
 
-    def mean(self, number: Callable[[Record], Any], steps: int = PACE_STEPS) -> float | None:
+    def mean(self, number: Callable[[Record], Any]) -> float | None:
         """Its mean over the last few steps."""
-        known = [value for value in self.series(number)[-steps:] if value is not None]
+        known = [value for value in self.series(number)[-PACE_STEPS:] if value is not None]
         return sum(known) / len(known) if known else None
 
     def phase_shares(self) -> dict[str, float]:

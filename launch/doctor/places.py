@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from launch.disk_space import SHARED_MEMORY, check_disk
 from launch.doctor.findings import Finding, Status
 from launch.lengths import check_context
+from launch.plan.devices import GIB
 from launch.private_folder import check_temporary_folder
 from rollout.engine_vllm import check_environment
 from shared.config import Config
@@ -17,7 +18,6 @@ from shared.errors import DiskError, PrimezeroError
 from shared.model_folder import check_model_folder
 from shared.transport import check_address
 
-GIB = 2**30
 _ENOUGH_DISK, _ENOUGH_SHARED = 2 * GIB, GIB // 2
 
 
