@@ -115,7 +115,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
         display = open_display(config, records, vitals)
         observers = [
             Guarded("the display", display, _complain),
-            *held.enter_context(_records_elsewhere(config, run_folder, records, vitals, display.say)),
+            *held.enter_context(records_elsewhere(config, run_folder, records, vitals)),
         ]
         held.enter_context(display)
         if run_folder.resume_from is not None:
@@ -169,10 +169,10 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
 
 
 @contextlib.contextmanager
-def _records_elsewhere(
-    config: Config, run_folder: RunFolder, records: Records, vitals: Vitals, say: Callable[[str], None]
+def records_elsewhere(
+    config: Config, run_folder: RunFolder, records: Records, vitals: Vitals
 ) -> Iterator[list[Observer]]:
-    """Trackers and the HTTP endpoint, as configured. `say`: takes what goes wrong with them later."""
+    """Trackers and the HTTP endpoint, as configured. What goes wrong with them later is said on stderr."""
     with contextlib.ExitStack() as held:
         observers: list[Observer] = []
         if config.monitor.port is not None:
@@ -180,12 +180,12 @@ def _records_elsewhere(
 
             monitor = held.enter_context(Monitor(config.monitor, vitals))
             monitor.catch_up(records)
-            observers.append(Guarded("the monitor", monitor, say))
+            observers.append(Guarded("the monitor", monitor, _complain))
         if config.tracking.names:
-            tracking = Tracking(config, run_folder.path, run_folder.version, say)
+            tracking = Tracking(config, run_folder.path, run_folder.version, _complain)
             held.callback(tracking.close)
             tracking.catch_up(records)
-            observers.append(Guarded("tracking", tracking, say))
+            observers.append(Guarded("tracking", tracking, _complain))
         yield observers
 
 

@@ -12,7 +12,11 @@ from characters import CharacterChat
 
 import launch.train
 from launch.beginnings import seed_stages
-from launch.train import check_held_out, check_lengths, train
+from launch.processes import free_port
+from launch.records import Records
+from launch.run_folder import RunFolder
+from launch.train import check_held_out, check_lengths, records_elsewhere, train
+from launch.vitals import Vitals
 from rollout.environment import make_environment
 from shared.config import Config
 from shared.config_file import load_config
@@ -141,3 +145,11 @@ def test_a_port_that_is_taken_is_an_error_before_anything_is_made(tmp_path, monk
         with pytest.raises(ConfigError, match=rf"cannot listen at {endpoint}: .*in use.*--stream.endpoint"):
             train(config)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_fault_of_the_monitor_is_said_however_little_the_run_shows(tmp_path, capsys):
+    settings = ["--run.display=quiet", "--tracking.names=[]", f"--monitor.port={free_port()}"]
+    run_folder = RunFolder(tmp_path, None, 0)
+    with records_elsewhere(load_config(None, settings), run_folder, Records(tmp_path, 0), Vitals([])) as [monitor]:
+        monitor.step([])
+    assert "the monitor has failed and is off from here on" in capsys.readouterr().err
