@@ -58,11 +58,16 @@ def check_disks(config: Config) -> Iterator[Finding]:
 
 def check_addresses(config: Config) -> Iterator[Finding]:
     """That processes reach each other over loopback, and that stream and monitor can listen where they are to."""
-    with socket.socket() as listener, socket.socket() as caller:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
-        caller.settimeout(5)
-        caller.connect(listener.getsockname())
+    try:
+        with socket.socket() as listener, socket.socket() as caller:
+            listener.bind(("127.0.0.1", 0))
+            listener.listen()
+            caller.settimeout(5)
+            caller.connect(listener.getsockname())
+    except OSError as error:
+        found = f"no connection over loopback ({error.strerror or error})"
+        yield Finding("ports", Status.FAIL, found, "bring it up, as with `ip link set lo up`, or let 127.0.0.1 through")
+        return
     check_address(config.stream.endpoint)
     host, port = config.monitor.host, config.monitor.port
     try:

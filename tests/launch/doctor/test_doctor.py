@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import socket
 from types import SimpleNamespace
@@ -100,6 +101,16 @@ def test_an_address_that_is_taken_is_told():
             list(check_addresses(load_config(None, [f"--stream.endpoint={endpoint}"])))
     (finding,) = check_addresses(load_config(None))
     assert finding.status is Status.OK
+
+
+def test_a_loopback_that_connects_nothing_stops_a_run(monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENETUNREACH, "Network is unreachable")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    (finding,) = check_addresses(load_config(None))
+    assert (finding.status, "Network is unreachable" in finding.found) == (Status.FAIL, True)
+    assert finding.advice
 
 
 def test_a_port_of_the_monitor_that_is_taken_is_told():
