@@ -88,10 +88,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
 def _slices(length: int, width: int, chunk: int) -> list[slice]:
     """Parts of `length` that have at most `chunk` elements when they are `width` wide, but one at least.
 
-    Whole multiples of `_ALIGNED`, where there is room for one: a GPU multiplies matrices of other widths half as fast.
+    All of it, where that fits; otherwise whole multiples of `_ALIGNED`, where there is room for one: a GPU multiplies
+    matrices of other widths half as fast.
     """
     size = max(1, chunk // max(1, width))
-    size -= size % _ALIGNED if size > _ALIGNED else 0
+    if _ALIGNED < size < length:
+        size -= size % _ALIGNED
     return [slice(start, min(start + size, length)) for start in range(0, length, size)]
 
 

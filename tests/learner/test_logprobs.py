@@ -9,24 +9,37 @@ def plain(hidden, head, targets, temperature):
     return log_p.gather(1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
 
 
-def inputs(dtype=torch.float32, tokens=23):
+def inputs(dtype=torch.float32, tokens=23, vocabulary=37):
     g = torch.Generator().manual_seed(0)
     hidden = torch.randn(tokens, 16, generator=g).to(dtype).requires_grad_()
-    head = torch.randn(37, 16, generator=g).to(dtype).requires_grad_()
-    return hidden, head, torch.randint(0, 37, (tokens,), generator=g), torch.randn(2, tokens, generator=g)
+    head = torch.randn(vocabulary, 16, generator=g).to(dtype).requires_grad_()
+    return hidden, head, torch.randint(0, vocabulary, (tokens,), generator=g), torch.randn(2, tokens, generator=g)
 
 
-@pytest.mark.parametrize("chunk_bytes", [1, 700, 3000, 4000])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("tokens", [1, 23])
-def test_values_and_gradients_equal_the_plain_computation(chunk_bytes, temperature, tokens):
-    hidden, head, targets, weights = inputs(tokens=tokens)
+def assert_equal_to_the_plain_computation(hidden, head, targets, weights, temperature, chunk_bytes):
     expected = plain(hidden, head, targets, temperature)
     expected_grads = torch.autograd.grad((torch.stack(expected) * weights).sum(), (hidden, head))
     found = token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=chunk_bytes)
     found_grads = torch.autograd.grad((torch.stack(found) * weights).sum(), (hidden, head))
     for ours, theirs in zip((*found, *found_grads), (*expected, *expected_grads), strict=True):
         assert (ours - theirs).abs().max() <= 4e-6 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 700, 3000, 4000])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("tokens", [1, 23])
+def test_values_and_gradients_equal_the_plain_computation(chunk_bytes, temperature, tokens):
+    assert_equal_to_the_plain_computation(*inputs(tokens=tokens), temperature, chunk_bytes)
+
+
+@pytest.mark.parametrize("tokens", [65, 100])
+@pytest.mark.parametrize("vocabulary", [100, 300])
+@pytest.mark.parametrize("spare", [-1, 0, 20])
+def test_what_just_fits_into_a_chunk_is_one_slice_though_it_is_no_multiple_of_the_alignment(tokens, vocabulary, spare):
+    """Of tokens in the forward pass, with room for `spare` more, and of words in the backward pass."""
+    assert_equal_to_the_plain_computation(
+        *inputs(tokens=tokens, vocabulary=vocabulary), 0.7, 4 * (tokens + spare) * vocabulary
+    )
 
 
 @pytest.mark.parametrize("output", [0, 1], ids=["logprobs", "entropy"])
