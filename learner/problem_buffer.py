@@ -57,13 +57,6 @@ class ProblemBuffer:
         keys.add(problem.key)
         return True
 
-    def discard(self, problem: Problem) -> None:
-        """Take a problem out, if it is there."""
-        problems, keys = self._problems[problem.task], self._keys[problem.task]
-        if problem.key in keys:
-            keys.remove(problem.key)
-            problems[:] = [each for each in problems if each.key != problem.key]
-
     def sample(self, task: Task, count: int, rng: random.Random) -> list[Problem]:
         """`count` distinct problems, uniformly; all of them, in random order, if there are fewer."""
         problems = self._problems[task]

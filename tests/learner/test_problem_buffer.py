@@ -29,14 +29,6 @@ def test_duplicates_are_refused_by_key():
     assert buffer.size(Task.DEDUCTION) == 4
 
 
-def test_a_discarded_problem_is_gone_and_may_come_again():
-    buffer = buffer_of(3)
-    buffer.discard(problem(1))
-    buffer.discard(problem(7))
-    assert {p.key for p in buffer.sample(Task.DEDUCTION, 9, random.Random(0))} == {"key 0", "key 2"}
-    assert buffer.add(problem(1))
-
-
 def test_samples_are_distinct_and_uniform():
     buffer, rng = buffer_of(6), random.Random(0)
     counts: Counter[str] = Counter()
