@@ -90,9 +90,9 @@ _decoder = msgspec.msgpack.Decoder(Record)
 class Journal:
     """The journal, open for appending; one process at a time. Not thread-safe.
 
-    Raises JournalError when it cannot be opened, read or written, or ends before `accounted`, which a checkpoint says
-    was on the disk: what would be written in its place could not be told from it. What was written before stays as it
-    was.
+    Raises JournalError when it cannot be opened, read or written, has a whole record that this version does not know,
+    or ends before `accounted`, which a checkpoint says was on the disk: what would be written in its place could not be
+    told from it. What was written before stays as it was.
     """
 
     def __init__(self, path: Path, warn: Callable[[str], None] = log.warning, *, accounted: int = 0) -> None:
@@ -103,11 +103,14 @@ class Journal:
         except OSError as error:
             raise self._error("opened", error) from error
         self.end = 0
-        for _, self.end, _ in _scan(path, 0):
-            pass
-        if self.end < accounted:
+        try:
+            for _, self.end, _ in _scan(path, 0):
+                pass
+            if self.end < accounted:
+                raise _too_short(path, self.end, accounted)
+        except JournalError:
             os.close(self._file)
-            raise _too_short(path, self.end, accounted)
+            raise
         torn = os.fstat(self._file).st_size - self.end
         if torn:
             warn(f"{path}: the last {torn} bytes are no whole record; they are cut off")
@@ -191,7 +194,7 @@ def _too_short(path: Path, end: int, accounted: int) -> JournalError:
 def records(path: Path, since: int = 0) -> Iterator[tuple[int, Record]]:
     """(position, record) of a journal from `since` on, up to its end or the first that is not whole.
 
-    Raises JournalError when the file cannot be read.
+    Raises JournalError when the file cannot be read, or a whole record is none that this version knows.
     """
     return ((position, record) for position, _, record in _scan(path, since))
 
@@ -204,8 +207,11 @@ def _scan(path: Path, since: int) -> Iterator[tuple[int, int, Record]]:
             while (payload := _read(file.fileno(), position)) is not None:
                 try:
                     record: Record = _decoder.decode(payload)
-                except msgspec.MsgspecError:
-                    return
+                except msgspec.MsgspecError as error:
+                    raise JournalError(
+                        f"the journal {path} has a record at byte {position} that this version of primezero does not "
+                        f"know ({error}): go on with the version that wrote it, or begin anew with --run.overwrite true"
+                    ) from error
                 after = position + _PREFIX.size + len(payload)
                 yield position, after, record
                 position = after
@@ -214,12 +220,15 @@ def _scan(path: Path, since: int) -> Iterator[tuple[int, int, Record]]:
 
 
 def _read(file: int, position: int) -> bytes | None:
-    """The payload of the record at a position; None where there is no whole one."""
+    """The payload of the record at a position; None where there is no whole one.
+
+    A machine that stops may leave zeros at the end of a file: no record is empty.
+    """
     prefix = os.pread(file, _PREFIX.size, position)
     if len(prefix) < _PREFIX.size:
         return None
     size, crc = _PREFIX.unpack(prefix)
-    if size > os.fstat(file).st_size - position - _PREFIX.size:
+    if not 0 < size <= os.fstat(file).st_size - position - _PREFIX.size:
         return None
     payload = os.pread(file, size, position + _PREFIX.size)
     return payload if len(payload) == size and crc32(payload) == crc else None

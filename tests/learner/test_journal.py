@@ -3,6 +3,7 @@
 import struct
 import zlib
 
+import msgspec
 import pytest
 from factories import make_closed, make_ticket
 
@@ -49,3 +50,28 @@ def test_a_journal_that_a_checkpoint_says_was_longer_is_refused_and_left_as_it_i
     assert path.read_bytes() == whole[:-1]
     Journal(path, accounted=last).close()
     assert path.read_bytes() == whole[:last]
+
+
+def test_a_whole_record_of_another_version_is_refused_and_left_as_it_is(tmp_path):
+    path = tmp_path / "journal"
+    written(path)
+    payload = msgspec.msgpack.encode(["Unheard", 1])
+    whole = path.read_bytes() + struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+    path.write_bytes(whole)
+    for _ in range(2):  # a journal that is refused is closed
+        with pytest.raises(JournalError, match="that this version of primezero does not know"):
+            Journal(path)
+    with pytest.raises(JournalError, match="that this version of primezero does not know"):
+        list(records(path))
+    assert path.read_bytes() == whole
+
+
+def test_zeros_that_a_machine_left_at_the_end_are_cut_off(tmp_path):
+    path = tmp_path / "journal"
+    written(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole + bytes(4096))
+    said: list[str] = []
+    Journal(path, said.append).close()
+    assert path.read_bytes() == whole
+    assert "the last 4096 bytes are no whole record" in said[0]
