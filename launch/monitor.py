@@ -19,7 +19,9 @@ from shared.errors import PlacementError
 
 PREFIX = "primezero"
 # What stands in a path before the name of a number, by its first part.
-_LABELS = {"tasks": ("task",), "cells": ("role", "task")}
+_LABELS = {"tasks": ("task",), "held_out": ("task",), "cells": ("role", "task")}
+# Beside what is held out of each task stands the mean of the tasks, held_out_accuracy.
+_NAMES = {"held_out": "held_out_tasks"}
 CLIENT_S = 10.0
 
 
@@ -132,7 +134,7 @@ def _families(numbers: dict[str, float], prefix: str) -> Iterator[GaugeMetricFam
         first, *rest = path.split("/")
         labels = _LABELS.get(first, ()) if len(rest) > len(_LABELS.get(first, ())) else ()
         values, parts = rest[: len(labels)], rest[len(labels) :]
-        name = "_".join([prefix, first, *parts])
+        name = "_".join([prefix, _NAMES.get(first, first) if labels else first, *parts])
         family = families.setdefault(name, GaugeMetricFamily(name, f"{first} {' '.join(parts)}", labels=labels))
         family.add_metric(values, value)
     yield from families.values()

@@ -55,6 +55,16 @@ def test_metrics_are_the_last_step_and_evaluation_with_labels():
     assert found["primezero_restarts", "learner"] == 0
 
 
+def test_what_is_held_out_is_told_task_by_task_beside_its_mean():
+    tasks = {"deduction": {"accuracy": 0.25}, "induction": {"accuracy": 0.75}}
+    with Monitor(MonitorConfig(port=free_port()), Vitals([])) as monitor:
+        monitor.evaluation(evaluation_record(5) | {"held_out": tasks, "held_out_accuracy": 0.5})
+        found = samples(monitor.answer("/metrics")[2].decode())
+    assert found["primezero_evaluation_held_out_tasks_accuracy", "deduction"] == 0.25
+    assert found["primezero_evaluation_held_out_tasks_accuracy", "induction"] == 0.75
+    assert found["primezero_evaluation_held_out_accuracy",] == 0.5
+
+
 def test_a_resumed_run_has_the_numbers_that_it_goes_on_from(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(step_record(step)) + "\n" for step in (1, 2, 3)))
     (tmp_path / "evaluations.jsonl").write_text(json.dumps(evaluation_record(2)) + "\n")
