@@ -35,10 +35,11 @@ class SoakSettings:
 
 def bench_soak(settings: SoakSettings, say: Say = lambda _: None) -> Report:
     """Run the benchmark; `say` is told what is being done. Raises PrimezeroError where the run dies."""
-    if settings.baseline_minute + 2 * settings.window_minutes > settings.minutes:
+    # The last sample may come as much as an interval before the end.
+    if settings.baseline_minute + 2 * settings.window_minutes + settings.interval_s / 60 > settings.minutes:
         raise ConfigError(
             f"--minutes {settings.minutes:g} is too short for two windows of {settings.window_minutes:g} minutes after "
-            f"minute {settings.baseline_minute:g}"
+            f"minute {settings.baseline_minute:g}, and one --interval-s"
         )
     if min(settings.interval_s, settings.window_minutes) <= 0 or settings.interval_s > 30 * settings.window_minutes:
         raise ConfigError("--interval-s must be above 0, and let two samples fall into --window-minutes")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ VARIABLE = "PRIMEZERO_STARTED_RUN"
 # What Ray and vLLM name the processes of a run, besides the launcher.
 KINDS = {"learner": "LearnerProcess", "rollout": "RolloutProcess", "engine": "EngineCore"}
 _TAIL_LINES = 15
+_VANISH_S = 20.0
+_POLL_S = 0.1
 
 
 class StartedRun:
@@ -95,11 +98,15 @@ class StartedRun:
         return json.loads(path.read_text()) if path.exists() else None
 
     def kill(self) -> None:
-        """End whatever is left of it, at once."""
+        """End whatever is left of it."""
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        for process in self.processes():
+        # The reaper is one of them: it ends the others, and removes what they had in shared memory.
+        deadline = time.monotonic() + _VANISH_S
+        while (left := self.processes()) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        for process in left:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 

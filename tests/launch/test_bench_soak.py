@@ -1,11 +1,13 @@
 """`primezero bench soak`: what it makes of samples, and a short one of a real run."""
 
 import json
+import math
 import subprocess
 import sys
 
 import psutil
 import pytest
+from model_files import make_model_folder
 
 from launch.bench.growth import Change, Sample, Usage, change, growth_results
 from launch.bench.soak import SoakSettings, bench_soak
@@ -102,11 +104,26 @@ def test_a_sample_sees_memory_and_files_of_living_processes():
 
 @pytest.mark.parametrize(
     ("settings", "said"),
-    [({"minutes": 6}, "--minutes 6 is too short"), ({"interval_s": 40}, "--interval-s"), ({"interval_s": 0}, "--int")],
+    [
+        ({"minutes": 6}, "--minutes 6 is too short"),
+        ({"minutes": 7}, "--minutes 7 is too short"),
+        ({"interval_s": 40}, "--interval-s"),
+        ({"interval_s": 0}, "--int"),
+    ],
 )
 def test_sizes_that_make_no_sense_are_refused(settings, said):
     with pytest.raises(ConfigError, match=said):
         bench_soak(SoakSettings(**settings))
+
+
+@pytest.mark.parametrize("interval_s", [7, 10, 25])
+def test_whatever_is_not_refused_holds_two_windows(monkeypatch, tmp_path, interval_s):
+    """The shortest run that is allowed, as its last sample is the furthest from the end."""
+    minutes = 5 + 2 * 1 + interval_s / 60
+    taken = [Sample(second, {}, 0, 0) for second in range(0, math.ceil(60 * minutes), interval_s)]
+    monkeypatch.setattr("launch.bench.soak._samples", lambda *_: (taken, 1, 0))
+    settings = SoakSettings(model=str(make_model_folder(tmp_path / "m")), interval_s=interval_s, minutes=minutes)
+    assert bench_soak(settings).results
 
 
 @pytest.mark.integration
