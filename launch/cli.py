@@ -90,6 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         write_no_more()
         return 141
+    except PermissionError as error:
+        if error.filename is None:  # no place that a user has named
+            raise
+        said = f"cannot use {error.filename}: {reason(error)}; name a place that is yours, or is open to you"
+        print(for_screen(f"primezero: ConfigError: {said}", sys.stderr), file=sys.stderr)
+        return ConfigError.exit_code
     except OSError as error:
         if not is_full(error):
             raise

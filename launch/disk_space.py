@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
 
 from shared.config import Config
@@ -49,4 +51,10 @@ def checkpoints_at_once(config: Config) -> int:
 
 
 def _stored(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else 0
+    """Bytes below a folder, as far as can be seen: it may be somebody else's, or of a run that is still going."""
+    found = 0
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            with contextlib.suppress(OSError):
+                found += (Path(parent) / name).stat().st_size
+    return found

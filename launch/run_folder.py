@@ -82,10 +82,10 @@ def open_run_folder(config: Config, *, resume: bool = False) -> Iterator[RunFold
     What an earlier start has left on the machine is removed.
     """
     folder = config.run_folder.resolve()
-    if resume and (config.run.overwrite or not _begun(folder)):
-        raise ConfigError(_nothing_to_resume(folder, config))
     with contextlib.ExitStack() as opened:
         try:
+            if resume and (config.run.overwrite or not _begun(folder)):
+                raise ConfigError(_nothing_to_resume(folder, config))
             run_folder = _open(folder, config, opened)
         except OSError as error:
             raise ConfigError(

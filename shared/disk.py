@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -63,4 +64,5 @@ def size(nbytes: float) -> str:
 
 
 def _existing(path: Path) -> Path:
-    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+    # Path.is_dir would raise for one that this user may not look at, or whose name is too long.
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if os.path.isdir(folder))

@@ -1,5 +1,6 @@
 import fcntl
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -172,6 +173,22 @@ def test_output_that_finds_no_room_is_an_error_of_the_disk():
 def test_a_command_whose_output_is_closed_does_its_work():
     done = run("config", "--learner.lr", "1", shell=">&-")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_folder_that_one_may_not_look_into_is_an_error_that_names_it(tmp_path):
+    """Whoever runs the tests: the root user may look everywhere, so it becomes somebody else."""
+    (tmp_path / "theirs").mkdir(mode=0)
+    code = """
+import os, sys
+import launch.cli, launch.run_folder, learner.audit
+audit = launch.cli._audit
+launch.cli._audit = lambda *given: (os.geteuid() or os.seteuid(65534)) or audit(*given)
+sys.exit(launch.cli.main(["audit", sys.argv[1]]))
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "theirs/run")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"primezero: ConfigError: cannot use \S+/theirs/run/\S+: Permission denied; .*\n", done.stderr)
 
 
 def test_a_full_disk_is_said_where_the_output_is_closed_too():

@@ -51,6 +51,10 @@ def test_what_the_run_has_there_already_counts_as_room(configured, monkeypatch):
     check_disk(config)
 
 
+def test_a_folder_that_cannot_be_looked_into_is_not_judged_here(configured):
+    check_disk(configured(**{"run.folder": "x" * 300}))
+
+
 def test_shared_memory_must_hold_the_weights_where_they_travel_through_it(configured, monkeypatch):
     free(monkeypatch, 10**9, in_memory=PARAMETERS * 2 - 1)
     with pytest.raises(DiskError, match="/dev/shm"):

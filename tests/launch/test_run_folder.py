@@ -248,6 +248,16 @@ def test_a_folder_that_is_no_run_is_never_removed(tmp_path):
     assert (tmp_path / "mine/config.toml").read_text() == "years = 7"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_name_that_is_too_long_for_a_file_is_a_clear_error(tmp_path, resume):
+    config = config_for(tmp_path / ("x" * 300))
+    with (
+        pytest.raises(ConfigError, match=r"cannot use the run folder .*File name too long"),
+        open_run_folder(config, resume=resume),
+    ):
+        pass
+
+
 def test_a_place_that_cannot_be_written_is_a_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot use the run folder"):
