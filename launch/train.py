@@ -264,9 +264,11 @@ def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config)
         for task in environment.tasks:
             problems = environment.seed_problems(task, LENGTH_SAMPLES, rng, batch=batch)
             asked = {problem.key: len(chat.prompt_ids(environment.solver_prompt(problem))) for problem in problems}
+            check_prompts(f"{task}: a solver's prompt", asked.values(), config.sampling)
+            if not config.selfplay.proposals_per_task:
+                continue
             longest = sorted(problems, key=lambda problem: asked[problem.key], reverse=True)
             count = min(config.selfplay.references, len(problems))
             shown = [longest[:count], *(rng.sample(problems, count) for _ in range(LENGTH_SAMPLES))]
             proposed = (environment.proposer_prompt(task, references, batch=batch) for references in shown)
-            check_prompts(f"{task}: a solver's prompt", asked.values(), config.sampling)
             check_prompts(f"{task}: a proposer's prompt", (len(chat.prompt_ids(p)) for p in proposed), config.sampling)

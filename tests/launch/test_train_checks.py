@@ -87,6 +87,14 @@ def test_the_longest_prompt_of_either_role_must_fit_and_the_error_names_the_key(
         check(min(solver, proposer) - 1)
 
 
+def test_where_nothing_is_proposed_no_proposer_s_prompt_has_to_fit(tmp_path):
+    solver, proposer = longest_prompts(configured(tmp_path, environment__max_prime=31))
+    assert solver < proposer
+    from_buffer = {"selfplay__proposals_per_task": 0, "selfplay__buffer_problems_per_task": 4}
+    config = configured(tmp_path, environment__max_prime=31, sampling__max_prompt_tokens=solver, **from_buffer)
+    check_lengths(make_environment(config.environment), CHAT, config)
+
+
 def test_prompts_that_only_a_later_stage_asks_for_are_checked_too(tmp_path):
     narrow = configured(tmp_path, environment__max_prime=7)
     limit = max(longest_prompts(narrow))
