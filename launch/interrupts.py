@@ -42,9 +42,15 @@ class Interrupts:
             raise RunInterruptedError(self._leaving)
 
     def _on_signal(self, signum: int, _: object) -> None:
-        if signum == signal.SIGTERM or self._interrupted:
+        if signum == signal.SIGTERM or self._interrupted or not self._asked_to_stop():
             self._leaving = self._leaving or signum  # more of them change nothing
         else:
             self._interrupted = True
-            self._stop_file.touch()
             self._tell()
+
+    def _asked_to_stop(self) -> bool:
+        try:
+            self._stop_file.touch()
+        except OSError:  # a disk without room: the learner cannot be asked
+            return False
+        return True

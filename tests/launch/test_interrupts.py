@@ -42,6 +42,16 @@ def test_once_asks_for_an_end_after_the_step(interrupts, told, tmp_path):
     assert told.times == 1
 
 
+def test_where_the_learner_cannot_be_asked_the_run_ends_at_once_and_nothing_is_raised_in_the_middle(tmp_path, told):
+    """A full disk, for one, may have no room for the file."""
+    with Interrupts(tmp_path / "gone/stop", told) as interrupts:
+        send(signal.SIGINT)
+        with pytest.raises(RunInterruptedError) as raised:
+            interrupts.check()
+    assert raised.value.exit_code == 130
+    assert told.times == 0
+
+
 @pytest.mark.parametrize(
     ("signals", "exit_code"),
     [([signal.SIGTERM], 143), ([signal.SIGINT, signal.SIGINT], 130), ([signal.SIGINT, signal.SIGTERM], 143)],
