@@ -57,6 +57,8 @@ def test_a_run_goes_on_once_it_has_made_a_step_since_also_where_it_went_back():
     [
         ({}, {}, None),
         ({"exit_code": 1}, {}, "did not finish: exit code 1"),
+        ({"exit_code": -9}, {}, None),  # its launcher was killed when everything had been done
+        ({"exit_code": -9, "summary": None}, {}, "did not finish: exit code -9"),
         ({"summary": None}, {}, "did not finish"),
         ({"summary": SUMMARY | {"steps": 59}}, {}, "did not finish"),
         ({"hits": Counter({("learner", "SIGKILL"): 3})}, {}, "hit only 3 times of 4"),
