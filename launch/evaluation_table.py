@@ -83,7 +83,7 @@ def _rows(sections: Mapping[str, Group]) -> Iterator[tuple[str, Row | None]]:
 
 def _by_task(report: Report, group: Group) -> Iterator[str]:
     """What has a column for each task: pass@k, and the tricks that need no skill."""
-    columns = {**group.tasks, "mean": group.mean}
+    columns = group.tasks | ({"mean": group.mean} if len(group.tasks) > 1 else {})
     yield _cells("", list(columns))
     of_models: list[tuple[str, Callable[[Row], Result | None]]] = [("", lambda row: row.model)]
     if report.baseline_model is not None:

@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 
 from evaluation_samples import SlicedEnvironment, compared
 
@@ -43,6 +44,15 @@ def test_a_band_has_a_row_for_each_task_and_the_mean():
     assert [line.split()[0] for line in lines[at + 2 : at + 6]] == ["deduction", "abduction", "induction", "mean"]
     assert lines[at + 5].split()[1:3] == ["12", "0.750"]
     assert "primes 2..13, greedy" in lines
+
+
+def test_of_one_task_alone_there_is_no_mean():
+    models = (("+++-", SAMPLES),)
+    one = problem_set(SlicedEnvironment(), compared(Task.INDUCTION, *models))
+    text = table(replace(report(samples=True), bands=[BandReport(5, 101, one, None)]))
+    assert "mean" not in text
+    assert re.search(r"^pass@1 +0\.500$", text, re.MULTILINE)
+    assert re.search(r"^next prime +0\.500$", text, re.MULTILINE)
 
 
 def test_slices_held_out_problems_and_their_slices_stand_apart():
