@@ -19,6 +19,7 @@ from launch.ray_instance import (
     NodeAffinitySchedulingStrategy,
     PlacementGroupSchedulingStrategy,
     RayError,
+    RayTaskError,
     placement_group,
     ray,
 )
@@ -136,11 +137,22 @@ class Machines:
         return self._memory
 
     def end(self, names: Collection[str]) -> None:
-        """End what is left of these processes. Raises PrimezeroError when one cannot be killed."""
+        """End what is left of these processes. Raises PrimezeroError when one cannot be killed, or is not known to have
+        ended."""
         left = self._local.end(names)
-        for keeper in self._keepers.values():
-            with contextlib.suppress(RayError):  # the machine is gone, and with it all that was there
+        for machine in {self._placement.places[name].machine for name in names}:
+            if (keeper := self._keepers.get(machine.id)) is None:
+                continue
+            try:
                 left += ray.get(keeper.end.remote(names), timeout=2 * (LEAVE_S + KILLED_S))
+            except GetTimeoutError as error:
+                raise PrimezeroError(
+                    f"machine {machine.address} does not answer, and {' and '.join(names)} may still run there, so "
+                    "none is started in its place: is that machine, or Ray on it, stopped? Given again, the same "
+                    "command goes on from the last checkpoint"
+                ) from error
+            except RayError:  # the machine is gone, and with it all that was there
+                continue
         if left:
             raise PrimezeroError(
                 f"a process of {' and '.join(names)} cannot be killed (pid {', '.join(map(str, left))}), so none is "
@@ -166,15 +178,20 @@ class Machines:
     def _keep(self, machine: Machine) -> None:
         options = {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(machine.id, soft=False)}
         keeper = ray.remote(MachineKeeper).options(**options).remote(self._run_folder, machine.address)
-        try:
-            _ask(keeper.stay_no_longer_than_ray.remote())
-            self._folders[machine.id] = _ask(keeper.folder.remote())
-        except (RayError, ImportError) as error:
-            raise PlacementError(
-                f"machine {machine.address} cannot take part: {error}. It needs this very installation at the same "
-                f"path, and a place of this user's own at {self._run_folder}"
-            ) from error
+        self._ask(machine, keeper.stay_no_longer_than_ray.remote())
+        self._folders[machine.id] = self._ask(machine, keeper.folder.remote())
         self._keepers[machine.id] = keeper
+
+    def _ask(self, machine: Machine, answer: Any) -> Any:
+        """What its keeper answers. PlacementError where it cannot, or does not."""
+        try:
+            return ray.get(answer, timeout=RESERVE_S)
+        except (RayError, ImportError) as error:
+            why = error.cause if isinstance(error, RayTaskError) else error  # else it begins with a page of traceback
+            raise PlacementError(
+                f"machine {machine.address} cannot take part: {why}. It needs this very installation at the same path, "
+                f"and a place of this user's own at {self._run_folder}"
+            ) from error
 
     def _check_others(self, placement: Placement) -> None:
         """That every other machine has the model, and GPUs as large as the plan takes them to be; one with learner
@@ -186,18 +203,20 @@ class Machines:
             keeper = self._keepers.get(machine.id)
             if keeper is None:
                 continue
-            if _ask(keeper.read.remote(model)) != model.read_bytes():
+            if self._ask(machine, keeper.read.remote(model)) != model.read_bytes():
                 raise PlacementError(
                     f"machine {machine.address} does not have this model at {self._config.model.path}: every machine "
                     "needs a copy there"
                 )
-            if machine.id in with_ranks and _ask(keeper.read.remote(record)) != record.read_bytes():
+            if machine.id in with_ranks and self._ask(machine, keeper.read.remote(record)) != record.read_bytes():
                 raise PlacementError(
                     f"learner ranks on {machine.address} would write their parts of a checkpoint where this machine "
                     "does not find them: put the run on a file system that both share (--run.folder), or lower "
                     "learner.ranks to the GPUs of this machine"
                 )
-            if with_gpus and (there := _ask(keeper.gpu_memory.remote())) < smallest(devices_here()).memory:
+            if not with_gpus:
+                continue
+            if (there := self._ask(machine, keeper.gpu_memory.remote())) < smallest(devices_here()).memory:
                 raise PlacementError(
                     f"machine {machine.address} has a GPU of {there / GIB:.1f} GiB, less than those of this machine, "
                     "which the memory plan is made for: give the command on that machine"
@@ -214,7 +233,3 @@ class Machines:
                 f"Ray does not reserve what was free a moment ago ({bundles}): has another run taken it? Try again"
             ) from error
         self._placement = placement
-
-
-def _ask(answer: Any) -> Any:
-    return ray.get(answer, timeout=RESERVE_S)

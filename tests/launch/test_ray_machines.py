@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayActorError, RayTaskError
 
 from launch import ray_machines
 from launch.placement import Machine, place
 from launch.plan.devices import GIB, Device
 from launch.private_folder import RECORD_FILE
+from launch.ray_instance import GetTimeoutError
 from launch.ray_machines import Machines
 from shared.config_file import load_config
-from shared.errors import PlacementError
+from shared.errors import PlacementError, PrimezeroError
 
 HERE, OTHER = Machine("1", "10.0.0.1", 8, 1), Machine("2", "10.0.0.2", 8, 2)
 
@@ -21,15 +24,22 @@ HERE, OTHER = Machine("1", "10.0.0.1", 8, 1), Machine("2", "10.0.0.2", 8, 2)
 class OtherMachine:
     """A keeper, as Ray would hand it out; files: what is there."""
 
-    def __init__(self, files: dict[Path, bytes], gpu_gib: float = 80) -> None:
+    def __init__(self, files: dict[Path, bytes | Exception], gpu_gib: float = 80) -> None:
         self.read = SimpleNamespace(remote=files.get)
         self.gpu_memory = SimpleNamespace(remote=lambda: int(gpu_gib * GIB))
+
+
+def answered(answer: object, timeout: float) -> object:
+    """What Ray gives for what has been asked of a machine."""
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 @pytest.fixture
 def check(tmp_path, monkeypatch):
     """Checks a run with two learner ranks, one of them elsewhere, or with one."""
-    monkeypatch.setattr(ray_machines, "_ask", lambda answer: answer)
+    monkeypatch.setattr(ray_machines, "ray", SimpleNamespace(get=answered))
     monkeypatch.setattr(ray_machines, "devices_here", lambda: [Device("a GPU", 80 * GIB)])
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
@@ -61,12 +71,65 @@ def test_every_machine_needs_the_model(check, tmp_path):
             check(other)
 
 
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RayTaskError("read", "a page of\ntraceback", OSError(13, "Permission denied", "/model/config.json")),
+            "Permis",
+        ),
+        (GetTimeoutError("60 s"), "60 s"),
+    ],
+)
+def test_one_that_cannot_say_what_it_has_is_named(check, tmp_path, error, said):
+    with pytest.raises(PlacementError, match=rf"^machine 10\.0\.0\.2 cannot take part: [^\n]*{said}"):
+        check(OtherMachine({tmp_path / "model/config.json": error}))
+
+
 def test_where_ranks_are_the_run_s_folder_has_to_be(check, tmp_path):
     for record in (None, b"another start's"):
         other = OtherMachine(files(tmp_path, record=record))
         with pytest.raises(PlacementError, match=r"ranks on 10\.0\.0\.2 .*--run\.folder.*lower learner\.ranks"):
             check(other)
         check(other, ranks=1)  # a worker alone needs it not
+
+
+@pytest.fixture
+def spread(tmp_path, monkeypatch):
+    """Machines of a run, one of whose workers is elsewhere; answer: what Ray says when it is asked there."""
+
+    def made(answer: Exception | list[int]) -> Machines:
+        words = ["--placement.kind=cluster", "--placement.ray_address=10.0.0.1:6379", "--placement.device=cuda"]
+        config = load_config(None, [*words, "--rollout.workers=2"])
+        machines = Machines(config, tmp_path, tmp_path, lambda _: None, lambda: None)
+        machines._placement = place(config, replace(HERE, gpus=2), [replace(OTHER, gpus=1)])
+        machines._keepers = {OTHER.id: SimpleNamespace(end=SimpleNamespace(remote=lambda names: answer))}
+        monkeypatch.setattr(ray_machines, "ray", SimpleNamespace(get=answered))
+        return machines
+
+    return made
+
+
+def elsewhere(machines: Machines) -> str:
+    return next(name for name, at in machines._placement.places.items() if at.machine.id == OTHER.id)
+
+
+def test_nothing_takes_the_place_of_what_may_still_run_on_a_machine_that_does_not_answer(spread):
+    machines = spread(GetTimeoutError())
+    with pytest.raises(PrimezeroError, match=r"10\.0\.0\.2 does not answer.*none is started in its place"):
+        machines.end([elsewhere(machines)])
+    machines.end(["learner-0"])  # of which nothing is there
+
+
+def test_what_was_on_a_machine_that_is_gone_has_ended(spread):
+    machines = spread(RayActorError())
+    machines.end([elsewhere(machines)])
+
+
+def test_what_cannot_be_killed_elsewhere_is_an_error_too(spread):
+    machines = spread([4711])
+    with pytest.raises(PrimezeroError, match=r"cannot be killed \(pid 4711\)"):
+        machines.end([elsewhere(machines)])
 
 
 def test_no_machine_may_have_smaller_gpus_than_the_plan_is_made_for(check, tmp_path):
