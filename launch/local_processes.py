@@ -66,5 +66,6 @@ class LocalProcesses:
 
 def _resident_bytes(process: psutil.Process) -> int:
     with contextlib.suppress(psutil.Error):
-        return int(process.memory_info().rss)
+        if process.is_running():  # else its id may be another's by now
+            return int(process.memory_info().rss)
     return 0  # it has ended
