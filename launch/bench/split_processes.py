@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
+from launch import segments
 from launch.bench.started_run import last_lines
 from launch.processes import free_port, log_to_file
 from learner.spec import LearnerSpec
@@ -130,9 +131,12 @@ class SplitProcesses:
                 raise self._failed(process)
 
     def close(self) -> None:
-        """End whatever still runs."""
+        """End whatever still runs, and remove the shared memory that it had in use."""
         self._director.close()
-        kill([*self._rollout_tree(), *_tree(self._learner)])
+        running = [*self._rollout_tree(), *_tree(self._learner)]
+        used = segments.used_by(running)
+        kill(running)
+        segments.remove(used)
         for process in self._processes:
             process.join(_LEAVE_S)
 

@@ -1,8 +1,11 @@
 """`primezero bench e2e`: its sizes, what counts as a step, and a whole small run of its processes."""
 
 import multiprocessing
+import os
 import signal
+import subprocess
 from dataclasses import asdict
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -120,6 +123,24 @@ def test_a_learner_that_was_killed_is_an_error_with_the_end_of_its_log(tmp_path)
     for tell in (processes.train, processes.next_batch):
         with pytest.raises(PrimezeroError, match=r"learner process was killed, most often for want of memory:\nstep 3"):
             tell()
+
+
+def test_of_processes_that_are_given_up_no_shared_memory_is_left():
+    held = Path(f"/dev/shm/primezero-test-e2e-{os.getpid()}")
+    child = subprocess.Popen(["bash", "-c", f"exec 3>{held}; echo; exec sleep 1000"], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    processes = object.__new__(SplitProcesses)
+    processes._director, _ = multiprocessing.Pipe()
+    ended = SimpleNamespace(pid=None, exitcode=None, join=lambda timeout: None)
+    processes._learner = SimpleNamespace(pid=child.pid, exitcode=None, join=child.wait)
+    processes._rollout = ended
+    try:
+        assert held.exists()
+        processes.close()
+        assert not held.exists()
+    finally:
+        child.kill()
+        held.unlink(missing_ok=True)
 
 
 @pytest.mark.integration
