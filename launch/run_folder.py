@@ -95,6 +95,20 @@ def open_run_folder(config: Config, *, resume: bool = False) -> Iterator[RunFold
         yield run_folder
 
 
+def remove_what_is_left(config: Config) -> None:
+    """Of an earlier start of the run, on this machine, before it is checked whether there is room for another: nothing
+    of a run that is still going.
+
+    Raises ConfigError where the folder is no run or somebody else's.
+    """
+    folder = config.run_folder.resolve()
+    with contextlib.suppress(OSError), contextlib.ExitStack() as opened:  # `open_run_folder` says what is wrong
+        if folder.exists():
+            _check_ours(folder)
+            fcntl.flock(opened.enter_context((folder / LOCK_FILE).open()), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            remove_leftovers(folder)
+
+
 def is_going(folder: Path) -> bool:
     """Whether the run in this folder lives."""
     try:

@@ -25,7 +25,15 @@ from launch.processes import be_private, free_port
 from launch.ray_cluster import Cluster
 from launch.records import Guarded, Observer, Records
 from launch.restart_log import RestartLog
-from launch.run_folder import CHECKPOINTS, METRICS_FILE, RESTARTS_FILE, STOP_FILE, RunFolder, open_run_folder
+from launch.run_folder import (
+    CHECKPOINTS,
+    METRICS_FILE,
+    RESTARTS_FILE,
+    STOP_FILE,
+    RunFolder,
+    open_run_folder,
+    remove_what_is_left,
+)
 from launch.supervisor import Origin, Restart, Supervisor, Unit
 from launch.tracking.tracker import Tracking, check_tracking
 from launch.vitals import Vitals
@@ -53,6 +61,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     """
     be_private()
     config = _resolved(config)
+    remove_what_is_left(config)
     check_version()
     check_environment()
     check_tracking(config)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pytest
 
 from launch.leftovers import Leftovers
-from launch.run_folder import open_run_folder
+from launch.run_folder import open_run_folder, remove_what_is_left
 from learner.checkpoint import CheckpointStore, TrainerState
 from learner.journal import Began, Journal
 from learner.progress import Summary
@@ -304,4 +304,16 @@ def test_a_run_that_still_lives_loses_nothing_to_a_second_start(tmp_path):
         Leftovers.of(folder).write(run.path / "leftovers.json")
         with pytest.raises(ConfigError, match="still going"):
             enter(config_for(tmp_path))
+        remove_what_is_left(config_for(tmp_path))
         assert folder.exists()
+    remove_what_is_left(config_for(tmp_path))
+    assert not folder.exists()
+
+
+def test_what_is_left_is_removed_of_a_run_alone(tmp_path):
+    remove_what_is_left(config_for(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+    remove_what_is_left(config_for(tmp_path / ("x" * 300)))
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(ConfigError, match="not a run"):
+        remove_what_is_left(config_for(tmp_path))

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,9 +16,10 @@ from characters import CharacterChat
 
 import launch.train
 from launch.beginnings import seed_stages
+from launch.leftovers import Leftovers
 from launch.processes import free_port
 from launch.records import Records
-from launch.run_folder import RunFolder
+from launch.run_folder import RunFolder, open_run_folder
 from launch.train import check_held_out, check_lengths, records_elsewhere, train
 from launch.vitals import Vitals
 from rollout.environment import make_environment
@@ -153,6 +158,27 @@ def test_a_port_that_is_taken_is_an_error_before_anything_is_made(tmp_path, monk
         with pytest.raises(ConfigError, match=rf"cannot listen at {endpoint}: .*in use.*--stream.endpoint"):
             train(config)
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_an_earlier_start_left_behind_takes_up_no_room_and_no_port_when_that_is_checked(tmp_path, monkeypatch):
+    """Of a start whose reaper was killed, too."""
+    port = free_port()
+    run_folder, private = tmp_path / "runs/run", tmp_path / "primezero-left"
+    config = configured(tmp_path, stream__endpoint=f"tcp://127.0.0.1:{port}", run__folder=tmp_path / "runs")
+    with open_run_folder(config):
+        Leftovers.of(private).write(run_folder / "leftovers.json")
+    code = f"import socket; s = socket.create_server(('127.0.0.1', {port})); print(flush=True); input()"
+    mark = os.environ | {"PRIMEZERO_PROCESS": f"{private}/learner-0"}
+    left = subprocess.Popen([sys.executable, "-c", code], env=mark, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    left.stdout.readline()
+    monkeypatch.setattr(launch.train, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.train.ChatTokenizer, "from_folder", lambda _: pytest.fail("came as far as that"))
+    try:
+        with pytest.raises(pytest.fail.Exception, match="as far as that"):
+            train(config)
+    finally:
+        left.communicate()
+    assert left.returncode == -signal.SIGKILL
 
 
 def test_a_fault_of_the_monitor_is_said_however_little_the_run_shows(tmp_path, capsys):
