@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -80,7 +81,13 @@ def _samples(settings: SoakSettings, place: Workplace, say: Say) -> tuple[list[S
                 time.sleep(1)
             samples = _watch(settings, run, place, say)
             run.press_ctrl_c()
-            if code := run.process.wait(_FINISH_S):
+            try:
+                code = run.process.wait(_FINISH_S)
+            except subprocess.TimeoutExpired as error:
+                raise PrimezeroError(
+                    f"the run did not end within {_FINISH_S:g} s of Ctrl-C:\n{last_lines(place.output)}"
+                ) from error
+            if code:
                 raise PrimezeroError(f"the run ended with exit code {code}:\n{last_lines(place.output)}")
             return samples, run.step(), len(run.records("restarts.jsonl"))
         finally:

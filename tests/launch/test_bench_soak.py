@@ -126,6 +126,36 @@ def test_whatever_is_not_refused_holds_two_windows(monkeypatch, tmp_path, interv
     assert bench_soak(settings).results
 
 
+def test_a_run_that_does_not_end_when_it_is_told_to_is_an_error_with_its_last_words(tmp_path, monkeypatch):
+    ended = []
+
+    class Stuck:
+        """A run that Ctrl-C does not end."""
+
+        def __init__(self, *_, output, **__):
+            self.process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+            output.write("saving for ever\n")
+            output.flush()
+
+        def step(self):
+            return 1
+
+        def press_ctrl_c(self):
+            pass
+
+        def kill(self):
+            self.process.communicate()
+            ended.append(self.process.returncode)
+
+    monkeypatch.setattr("launch.bench.soak.StartedRun", Stuck)
+    monkeypatch.setattr("launch.bench.soak._watch", lambda *_: [])
+    monkeypatch.setattr("launch.bench.soak._FINISH_S", 0.1)
+    model = make_model_folder(tmp_path / "m")
+    with pytest.raises(PrimezeroError, match=r"did not end within 0\.1 s of Ctrl-C:\nsaving for ever"):
+        bench_soak(SoakSettings(model=str(model), folder=str(tmp_path / "soak")))
+    assert len(ended) == 1
+
+
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.timeout(600)
