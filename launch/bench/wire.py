@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -91,6 +92,13 @@ def _check(settings: WireSettings) -> None:
     for key in ("tickets", "attempts", "prompt_tokens", "response_tokens", "rounds", "batch_kib"):
         if getattr(settings, key) < 1:
             raise ConfigError(f"--{key.replace('_', '-')} must be at least 1")
+    for port in (settings.port, settings.port + 1) if "tcp" in settings.transports else ():
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except (OSError, OverflowError) as error:
+            raise ConfigError(
+                f"--port: nothing can listen at port {port} of loopback ({error}); name another"
+            ) from error
 
 
 def _measure(settings: WireSettings, sizes: Sizes, transport: str, folder: Path, say: Say) -> _Measured:

@@ -1,6 +1,7 @@
 """`primezero bench wire` on tiny tickets, between real processes."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,18 @@ def test_the_report_has_every_figure_of_every_arm(tmp_path: Path, capsys: pytest
 def test_impossible_sizes_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]):
     assert main(["bench", "wire", *wrong.split()]) != 0
     assert wrong.split()[0] in capsys.readouterr().err
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_is_measured(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sizes = "--tickets 6 --tiny-tickets 0 --attempts 2 --prompt-tokens 8 --response-tokens 8 --rounds 1"
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        second = taken.getsockname()[1]
+        wire = ["bench", "wire", "--transports", "tcp", *sizes.split(), "--port", str(second - 1)]
+        assert main(wire) == 1
+        assert f"nothing can listen at port {second} of loopback" in capsys.readouterr().err
+    assert main([*wire[:-1], "70000"]) == 1
+    assert "--port" in capsys.readouterr().err
 
 
 def test_messages_are_as_full_as_they_may_be():
