@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from launch.bench import chaos, e2e, learner, rollout, soak, sync, wire
 from launch.bench.benchmark import Benchmark
 from launch.engine_noise import engine_noise
@@ -67,6 +69,15 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(filter(None, text.split(",")))
 
 
+def _impossible(settings: type, error: ValidationError) -> str:
+    """Why no run's configuration could be made of the sizes, most of which are called as its keys are."""
+    said = error.errors()[0]
+    key = ".".join(map(str, said["loc"]))
+    name = key.rpartition(".")[2]
+    known = any(field.name == name for field in fields(settings))
+    return f"{f'--{name}'.replace('_', '-') if known else f'these sizes make no run ({key})'}: {said['msg']}"
+
+
 def _run(benchmark: Benchmark, options: argparse.Namespace, overrides: Sequence[str]) -> None:
     if overrides:
         raise ConfigError(
@@ -81,6 +92,8 @@ def _run(benchmark: Benchmark, options: argparse.Namespace, overrides: Sequence[
         try:
             with noise.kept() as screen:
                 report, faults = benchmark.run(settings, lambda what: print(f"bench: {what}", file=screen, flush=True))
+        except ValidationError as error:
+            raise ConfigError(_impossible(benchmark.settings, error)) from error
         except (EOFError, ConnectionError) as error:
             raise PrimezeroError(
                 "a process of the benchmark has died; what it had to say stands above. One that says nothing was "

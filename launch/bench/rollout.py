@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
 from launch.bench.benchmark import MODELS, Benchmark, faultless
 from launch.bench.models import BenchModel, bench_model, parameter_count
 from launch.bench.report import Report, Result, machine
@@ -104,33 +102,27 @@ def _check(settings: RolloutSettings) -> None:
 
 
 def _config(settings: RolloutSettings, model: BenchModel, environment: EnvironmentConfig) -> Config:
-    try:
-        return Config(
-            model=ModelConfig(path=model.folder, dtype=settings.dtype),
-            environment=environment,
-            selfplay=SelfPlayConfig(
-                proposals_per_task=settings.proposals_per_task,
-                buffer_problems_per_task=settings.buffer_problems_per_task,
-                attempts=settings.attempts,
-                references=3,
-                max_staleness=0,
-            ),
-            sampling=SamplingConfig(
-                max_prompt_tokens=settings.prompt_tokens, max_response_tokens=settings.response_tokens
-            ),
-            rollout=RolloutConfig(
-                threads=settings.engine_threads,
-                max_sequences=settings.max_sequences,
-                max_open_tickets=settings.max_open_tickets,
-                kv_cache_gib=settings.kv_cache_gib,
-                gpu_cache_gib=settings.kv_cache_gib,
-                request_timeout_s=settings.timeout_s,
-            ),
-            stream=StreamConfig(batch_timeout_s=settings.timeout_s),
-        )
-    except ValidationError as error:
-        said = error.errors()[0]
-        raise ConfigError(f"--{str(said['loc'][-1]).replace('_', '-')}: {said['msg']}") from error
+    return Config(
+        model=ModelConfig(path=model.folder, dtype=settings.dtype),
+        environment=environment,
+        selfplay=SelfPlayConfig(
+            proposals_per_task=settings.proposals_per_task,
+            buffer_problems_per_task=settings.buffer_problems_per_task,
+            attempts=settings.attempts,
+            references=3,
+            max_staleness=0,
+        ),
+        sampling=SamplingConfig(max_prompt_tokens=settings.prompt_tokens, max_response_tokens=settings.response_tokens),
+        rollout=RolloutConfig(
+            threads=settings.engine_threads,
+            max_sequences=settings.max_sequences,
+            max_open_tickets=settings.max_open_tickets,
+            kv_cache_gib=settings.kv_cache_gib,
+            gpu_cache_gib=settings.kv_cache_gib,
+            request_timeout_s=settings.timeout_s,
+        ),
+        stream=StreamConfig(batch_timeout_s=settings.timeout_s),
+    )
 
 
 def _runs(settings: RolloutSettings, arms: Arms, say: Say) -> dict[str, list[Run]]:

@@ -24,6 +24,7 @@ from launch.bench.e2e import (
 from launch.bench.models import bench_model
 from launch.bench.plain_loop import PlainLoop, fastest
 from launch.bench.split_processes import SplitProcesses
+from launch.cli import main
 from shared.errors import ConfigError, PrimezeroError
 
 STEP = {
@@ -77,6 +78,15 @@ def test_the_plain_loop_s_step_is_compared_with_as_many_tokens():
 def test_impossible_sizes_are_refused(changes, said):
     with pytest.raises(ConfigError, match=said):
         bench_e2e(E2ESettings(**changes))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [("--max-tokens 0", "ConfigError: --max-tokens: "), ("--prompts=-6", "make no run (selfplay.buffer_problems_per_")],
+)
+def test_sizes_that_no_run_could_have_are_refused_too(capfd, wrong, said):
+    assert main(["bench", "e2e", "--arms", "overlap", "--model", "tiny", *wrong.split()]) == 1
+    assert said in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -44,8 +44,9 @@ def test_the_report_has_every_figure_of_every_arm(tmp_path: Path, capsys: pytest
     assert "vs_raw_zmq" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", ["--transports udp", "--rounds 0", "--attempts 0"])
-def test_impossible_sizes_are_refused(wrong: str, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("wrong", ["--transports udp", "--rounds 0", "--attempts 0", "--batch-ms -1"])
+def test_impossible_sizes_are_refused(wrong: str, capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert main(["bench", "wire", *wrong.split()]) != 0
     assert wrong.split()[0] in capsys.readouterr().err
 
