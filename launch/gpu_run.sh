@@ -27,7 +27,9 @@ read_words() {
 
 check_gpus() {
   local found
-  found=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null) || found=
+  # nvidia-smi itself tells of those, too, that CUDA is not to see.
+  found=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
+    ${CUDA_VISIBLE_DEVICES+--id="$CUDA_VISIBLE_DEVICES"} 2>/dev/null) || found=
   gpus=$(printf '%s' "$found" | grep -c . || true)
   if [ -n "$found" ]; then printf '%s\n' "$found" | sed "s/^/$name: GPU: /"; fi
   if [ "$gpus" -ge "$fewest_gpus" ]; then return; fi
@@ -62,7 +64,7 @@ find_model() {
     return
   fi
   say "downloading $hub_model into $model (6 GB)"
-  .venv/bin/hf download "$hub_model" --local-dir "$model" --exclude "*.bin" "*.pth" >/dev/null ||
+  .venv/bin/hf download "$hub_model" --local-dir "$model" --exclude "*.bin" --exclude "*.pth" >/dev/null ||
     fail "$hub_model cannot be downloaded here. Put its files (config.json, *.safetensors, tokenizer*.json," \
       "generation_config.json) into $PWD/$model, or name a folder that has them with MODEL=folder"
 }

@@ -37,7 +37,7 @@ from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.config import Config
 from shared.disk import reason, what_to_do, writing
-from shared.errors import CheckpointError, PrimezeroError
+from shared.errors import CheckpointError, InstallationError, PrimezeroError
 from shared.heap import keep_freed_memory
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
@@ -57,7 +57,13 @@ def run_learner(
 
     beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
     directed: what the trainer gets for its policy instead, for benchmarks that decide what it does
+
+    Raises InstallationError where a run on GPUs finds none here.
     """
+    if config.placement.device == "cuda" and not torch.cuda.is_available():
+        raise InstallationError(
+            "PyTorch cannot use the GPU here, and would train on the processor: `primezero doctor` looks for the reason"
+        )
     keep_freed_memory()
     torch.set_num_threads(config.learner.threads)
     log.info("loads the model")

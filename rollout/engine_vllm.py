@@ -114,11 +114,15 @@ def execution_arguments(rollout: RolloutConfig) -> dict[str, Any]:
     if on_cpu() or not rollout.cuda_graphs:
         return {"enforce_eager": True}
     # Graphs of decoding steps alone, up to the most sequences that can decode; steps with prompts in them are eager.
+    # vLLM's own sizes; by itself it ends at the largest of them that is no more than a limit, and would decode a full
+    # batch without a graph.
+    most = rollout.max_sequences
+    sizes = {1, 2, 4, *range(8, min(most, 256), 8), *range(256, most, 16), most}
     return {
         "compilation_config": {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
-            "max_cudagraph_capture_size": rollout.max_sequences,
+            "cudagraph_capture_sizes": sorted(size for size in sizes if size <= most),
         }
     }
 

@@ -85,7 +85,7 @@ def check_memory(available: int | None = None, limits: tuple[Path, ...] = CGROUP
             "memory",
             Status.WARN,
             found,
-            "the tiny model is content with 6 GiB; an offloaded optimizer takes 18 bytes a weight",
+            "the tiny model is content with 6 GiB; an offloaded optimizer takes 18 to 28 bytes a weight",
         )
     else:
         yield Finding("memory", Status.OK, found)

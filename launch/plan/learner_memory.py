@@ -57,8 +57,10 @@ def learner_states(model: ModelSizes, *, item: int, zero_stage: int, ranks: int,
             embedding_gradient=embedding,
             stepping=stepping,
         )
-    # Pinned or not, the host has a float32 copy of the gradients, and one of the weights in the model's dtype.
+    # The host has a float32 copy of the gradients, too, and one of the weights in the model's dtype. All is pinned but
+    # the moments.
     one = item * model.largest_parameter
+    pinned = [master, FLOAT32 * p, item * p, one]
     return LearnerStates(
         weights=weights,
         master=0,
@@ -67,8 +69,13 @@ def learner_states(model: ModelSizes, *, item: int, zero_stage: int, ranks: int,
         on_the_way=on_the_way + one,
         embedding_gradient=embedding,
         stepping=stepping,
-        host=master + moments + (FLOAT32 + item) * p + one,
+        host=moments + sum(map(pinned_bytes, pinned)),
     )
+
+
+def pinned_bytes(size: int) -> int:
+    """What PyTorch takes of the host's memory for a pinned tensor: the next power of two."""
+    return 1 << (size - 1).bit_length()
 
 
 def _gradients(model: ModelSizes, P: int, p: int, half: bool, zero_stage: int, offload: bool) -> tuple[int, int]:

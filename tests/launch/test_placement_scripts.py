@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from launch_scripts import make_gpu_tree, make_tree, run
+from launch_scripts import make_gpu_tree, make_tree, run, write
 
 MODEL = "--model.path models/Qwen2.5-3B-Instruct"
 
@@ -52,6 +52,15 @@ def test_every_gpu_but_the_first_gets_a_learner_rank(tmp_path, gpus, words, trai
     assert "setup gpu" in said
     assert sum("NVIDIA A100" in line for line in said) == gpus
     assert said[-1] == " ".join(["primezero train --config launch/configs/second_gpu.toml", MODEL, *trains])
+
+
+def test_gpus_that_cuda_is_not_to_see_get_none(tmp_path):
+    tree = make_gpu_tree(tmp_path)
+    write(tree / "bin/nvidia-smi", """case "$*" in *--id=4,5) echo A; echo B;; *) echo "$*" >&2; exit 6;; esac""")
+    done = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES="4,5")
+    assert done.stdout.splitlines()[-1] == f"primezero train --config launch/configs/second_gpu.toml {MODEL}"
+    hidden = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES="")
+    assert "no GPU was found" in hidden.stderr
 
 
 def test_one_gpu_is_too_few_for_two_sides(tmp_path):

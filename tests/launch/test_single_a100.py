@@ -5,8 +5,10 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import huggingface_hub.cli.download
 import launch_scripts
 import pytest
+from huggingface_hub.cli.hf import app
 from launch_scripts import ROOT, make_gpu_tree, make_tree, write
 
 
@@ -60,6 +62,23 @@ def test_on_a_gpu_it_sets_up_fetches_the_model_and_trains(gpu_tree):
         "primezero train --config launch/configs/single_a100.toml --model.path models/Qwen2.5-3B-Instruct "
         "--learner.lr 2e-6"
     )
+
+
+def test_what_is_fetched_is_the_whole_model_without_weights_in_other_formats(gpu_tree, monkeypatch):
+    """As the hub's own command line understands it."""
+    write(gpu_tree / ".venv/bin/hf", """printf '%s\\n' "$@" >asked""")
+    assert run(gpu_tree).returncode == 0
+    asked = {}
+
+    def fetch(**words):
+        asked.update(words)
+        return ""
+
+    monkeypatch.setattr(huggingface_hub.cli.download, "snapshot_download", fetch)
+    app((gpu_tree / "asked").read_text().splitlines(), standalone_mode=False)
+    assert asked["repo_id"] == "Qwen/Qwen2.5-3B-Instruct"
+    assert asked["local_dir"] == "models/Qwen2.5-3B-Instruct"
+    assert (asked["allow_patterns"], asked["ignore_patterns"]) == (None, ["*.bin", "*.pth"])
 
 
 def test_model_configuration_and_resuming_can_be_said(gpu_tree):

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from learner.device_memory import ALLOCATOR_SETTINGS, explain_full_memory, keep_large_blocks_whole
+from learner.trainer import run_learner
 from learner.weight_ipc import refuse_expandable_segments
-from shared.errors import DeviceMemoryError
+from shared.config import Config
+from shared.config_placement import PlacementConfig
+from shared.errors import DeviceMemoryError, InstallationError
 
 
 @pytest.fixture(autouse=True)
@@ -47,3 +50,9 @@ def test_full_memory_is_explained(share, named):
 def test_other_errors_pass():
     with pytest.raises(ValueError, match="other"), explain_full_memory(None):
         raise ValueError("other")
+
+
+def test_a_run_on_gpus_does_not_train_on_the_processor(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InstallationError, match="cannot use the GPU"):
+        run_learner(Config(placement=PlacementConfig(device="cuda")), None)

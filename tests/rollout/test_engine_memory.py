@@ -20,10 +20,13 @@ def test_of_a_cache_that_is_given_the_share_sizes_nothing_and_refuses_nothing(sh
     assert 0 < arguments["gpu_memory_utilization"] < 0.05
 
 
-def test_graphs_are_captured_for_as_many_sequences_as_decode_at_once(monkeypatch):
+@pytest.mark.parametrize(("most", "count"), [(1, 1), (3, 3), (48, 9), (100, 16), (256, 35), (300, 38), (512, 51)])
+def test_graphs_are_captured_for_as_many_sequences_as_decode_at_once(monkeypatch, most, count):
     monkeypatch.setattr("rollout.engine_vllm.on_cpu", lambda: False)
-    compilation = execution_arguments(RolloutConfig(max_sequences=48))["compilation_config"]
-    assert compilation["max_cudagraph_capture_size"] == 48
+    compilation = execution_arguments(RolloutConfig(max_sequences=most))["compilation_config"]
+    sizes = compilation["cudagraph_capture_sizes"]
+    assert sizes[-1] == most
+    assert len(sizes) == len(set(sizes)) == count
     assert compilation["mode"] == 0
     assert execution_arguments(RolloutConfig(cuda_graphs=False)) == {"enforce_eager": True}
 

@@ -6,7 +6,7 @@ import pytest
 from plain_policy import CONFIG, make_policy
 from random_batches import random_batch
 
-from launch.plan.learner_memory import learner_states
+from launch.plan.learner_memory import learner_states, pinned_bytes
 from launch.plan.sizes import ModelSizes, folder_sizes
 from launch.processes import free_port
 from shared.config import LearnerConfig
@@ -63,15 +63,14 @@ def kept(folder, dtype: str, **changes: object) -> tuple[ModelSizes, dict[str, i
         + flat
     )
     if config.offload_optimizer is True:
-        found["host"] = (
-            found["master"]
-            + found["moments"]
-            + size(
-                [p.grad for p in masters]
-                + optimizer.param_buffer_of_bit16_for_cpu_offload_groups
-                + [optimizer.temp_grad_buffer_for_cpu_offload]
-            )
-        )
+        pinned = [
+            *masters,
+            *(p.grad for p in masters),
+            *optimizer.param_buffer_of_bit16_for_cpu_offload_groups,
+            optimizer.temp_grad_buffer_for_cpu_offload,
+        ]
+        assert optimizer.cpu_offload_pin_memory
+        found["host"] = found["moments"] + sum(pinned_bytes(size([tensor])) for tensor in pinned)
     return folder_sizes(folder), found
 
 
@@ -96,6 +95,11 @@ def test_an_offloaded_optimizer_is_planned_to_the_byte(odd_model):
     assert planned.weights == found["weights"]
     assert planned.gradients == found["gradients"]
     assert planned.master == planned.moments == 0
+
+
+@pytest.mark.parametrize(("size", "taken"), [(1, 1), (4096, 4096), (4097, 8192), (12_343_754_752, 2**34)])
+def test_what_is_pinned_takes_the_next_power_of_two(size, taken):
+    assert pinned_bytes(size) == taken
 
 
 def test_ranks_share_what_their_stage_splits():
