@@ -26,10 +26,11 @@ read_words() {
 }
 
 check_gpus() {
-  local found
-  # nvidia-smi itself tells of those, too, that CUDA is not to see.
+  local found only=()
+  # nvidia-smi itself tells of those, too, that CUDA is not to see. It knows them by number, but not slices of a GPU.
+  if [[ ${CUDA_VISIBLE_DEVICES-all} =~ ^[0-9,]*$ ]]; then only=("--id=$CUDA_VISIBLE_DEVICES"); fi
   found=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
-    ${CUDA_VISIBLE_DEVICES+--id="$CUDA_VISIBLE_DEVICES"} 2>/dev/null) || found=
+    ${only[@]+"${only[@]}"} 2>/dev/null) || found=
   gpus=$(printf '%s' "$found" | grep -c . || true)
   if [ -n "$found" ]; then printf '%s\n' "$found" | sed "s/^/$name: GPU: /"; fi
   if [ "$gpus" -ge "$fewest_gpus" ]; then return; fi

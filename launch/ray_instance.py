@@ -28,6 +28,8 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 # Whoever may speak to Ray can have code run here.
 os.environ["RAY_AUTH_MODE"] = "token"
+# Set, as some clusters have it, it would leave every process on the first GPU.
+os.environ.pop("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", None)
 import psutil
 import ray
 import ray._private.services

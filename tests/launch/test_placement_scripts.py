@@ -63,6 +63,12 @@ def test_gpus_that_cuda_is_not_to_see_get_none(tmp_path):
     assert "no GPU was found" in hidden.stderr
 
 
+def test_what_cuda_calls_by_name_counts_whatever_nvidia_smi_calls_it(tmp_path):
+    tree = make_gpu_tree(tmp_path, 2)
+    done = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES="MIG-1,MIG-2")
+    assert done.stdout.splitlines()[-1] == f"primezero train --config launch/configs/second_gpu.toml {MODEL}"
+
+
 def test_one_gpu_is_too_few_for_two_sides(tmp_path):
     done = run(make_gpu_tree(tmp_path), "second_gpu.sh")
     assert done.returncode == 1
