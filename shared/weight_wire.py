@@ -157,7 +157,7 @@ def check_parameters(
     """Raise WeightSyncError unless these are parameters that the engine's model needs, each once.
 
     expected: name → shape of everything that the model needs; dtype: what the engine computes in
-    before: names that earlier parts of the same update brought; last: nothing comes after these
+    before: names that earlier parts of the same update brought; last: nothing comes after these, else something has to
     """
     names = [parameter.name for parameter in parameters]
     known = {*before, *names}
@@ -165,6 +165,8 @@ def check_parameters(
         raise WeightSyncError("the weight update names a parameter twice")
     if last and (missing := expected.keys() - known):
         raise WeightSyncError(f"the weight update lacks {len(missing)} parameters, such as {min(missing)!r}")
+    if not last and expected.keys() <= known:
+        raise WeightSyncError("the weight update is to go on, and has all parameters that the engine's model needs")
     if foreign := known - expected.keys():
         raise WeightSyncError(
             f"the weight update has {len(foreign)} parameters that the engine's model has not, such as {min(foreign)!r}"

@@ -289,6 +289,12 @@ def test_whatever_comes_is_refused_or_is_what_it_was(cuda: Cuda, data: st.DataOb
 _VALID = valid_info()
 
 
+def test_a_chunk_with_all_parameters_is_the_last(cuda: Cuda) -> None:
+    receiver = receiver_of(cuda)(DictSource(some_weights()).shapes, "float32")
+    with pytest.raises(WeightSyncError, match="is to go on, and has all parameters"):
+        receiver.open(valid_info() | {"count": 2})
+
+
 def test_round_trip_of_the_wire() -> None:
     update = parse(_VALID, IpcUpdate)
     assert update.buffer.memory_handle == EXPORTED[0]
