@@ -7,4 +7,5 @@ bash launch/setup.sh cpu
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # Two files at a time: most of what they wait for is one process that starts.
-.venv/bin/python -m pytest -m "not gpu and not slow" -n 2 --dist loadfile --no-loadscope-reorder "$@"
+.venv/bin/python -m pytest -m "not gpu and not slow" -n 2 --dist loadfile --no-loadscope-reorder \
+  --hypothesis-profile same "$@"
