@@ -93,9 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PermissionError as error:
         if error.filename is None:  # no place that a user has named
             raise
-        said = f"cannot use {error.filename}: {reason(error)}; name a place that is yours, or is open to you"
-        print(for_screen(f"primezero: ConfigError: {said}", sys.stderr), file=sys.stderr)
-        return ConfigError.exit_code
+        return _fail(
+            ConfigError(f"cannot use {error.filename}: {reason(error)}; name a place that is yours, or is open to you")
+        )
     except OSError as error:
         if not is_full(error):
             raise
@@ -104,12 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"primezero: DiskError: cannot write {where}: {reason(error)}; make room there", file=sys.stderr)
         return DiskError.exit_code
     except PrimezeroError as error:
-        print(for_screen(f"primezero: {named(error)}", sys.stderr), file=sys.stderr)
-        return error.exit_code
+        return _fail(error)
     except KeyboardInterrupt:
         print("primezero: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _fail(error: PrimezeroError) -> int:
+    """Show an error in a line; the exit code."""
+    print(for_screen(f"primezero: {named(error)}", sys.stderr), file=sys.stderr)
+    return error.exit_code
 
 
 def _train(options: argparse.Namespace, overrides: Sequence[str]) -> None:

@@ -134,7 +134,7 @@ def _families(numbers: dict[str, float], prefix: str) -> Iterator[GaugeMetricFam
         first, *rest = path.split("/")
         labels = _LABELS.get(first, ()) if len(rest) > len(_LABELS.get(first, ())) else ()
         values, parts = rest[: len(labels)], rest[len(labels) :]
-        name = "_".join([prefix, _NAMES.get(first, first) if labels else first, *parts])
+        name = "_".join([prefix, _NAMES.get(first, first), *parts])
         family = families.setdefault(name, GaugeMetricFamily(name, f"{first} {' '.join(parts)}", labels=labels))
         family.add_metric(values, value)
     yield from families.values()

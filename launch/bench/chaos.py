@@ -16,7 +16,7 @@ from launch.bench.benchmark import Benchmark
 from launch.bench.chaos_plan import BLOWS, VICTIMS, GoingOn, Hit, plan
 from launch.bench.report import Report, Result, machine
 from launch.bench.settings import setting
-from launch.bench.started_run import KINDS, StartedRun, last_lines
+from launch.bench.started_run import KINDS, StartedRun, last_lines, wait_until_gone
 from launch.bench.workplace import Workplace, workplace
 from shared.errors import ConfigError, PrimezeroError
 
@@ -178,14 +178,11 @@ class _Ordeal:
     def _launch_again(self) -> None:
         """The same command, once the killed launcher's processes have vanished, by themselves."""
         self._run.process.wait()
-        begin = time.monotonic()
-        while left := self._run.processes():
-            if time.monotonic() - begin > self._settings.vanish_s:
-                raise PrimezeroError(
-                    f"{self._settings.vanish_s:g} s after the launcher was killed {len(left)} of its processes are "
-                    f"still there, such as pid {left[0].pid}"
-                )
-            time.sleep(_POLL_S)
+        if left := wait_until_gone(self._run.processes, self._settings.vanish_s):
+            raise PrimezeroError(
+                f"{self._settings.vanish_s:g} s after the launcher was killed {len(left)} of its processes are "
+                f"still there, such as pid {left[0].pid}"
+            )
         if self._run.summary() is None:  # else it was complete already
             self._run = self._start()
 

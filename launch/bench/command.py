@@ -75,7 +75,8 @@ def _impossible(settings: type, error: ValidationError) -> str:
     key = ".".join(map(str, said["loc"]))
     name = key.rpartition(".")[2]
     known = any(field.name == name for field in fields(settings))
-    return f"{f'--{name}'.replace('_', '-') if known else f'these sizes make no run ({key})'}: {said['msg']}"
+    what = "--" + name.replace("_", "-") if known else f"these sizes make no run ({key})"
+    return f"{what}: {said['msg']}"
 
 
 def _run(benchmark: Benchmark, options: argparse.Namespace, overrides: Sequence[str]) -> None:

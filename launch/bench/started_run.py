@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -103,10 +103,7 @@ class StartedRun:
             self.process.kill()
         self.process.wait()
         # The reaper is one of them: it ends the others, and removes what they had in shared memory.
-        deadline = time.monotonic() + _VANISH_S
-        while (left := self.processes()) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        for process in left:
+        for process in wait_until_gone(self.processes, _VANISH_S):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
@@ -114,3 +111,11 @@ class StartedRun:
 def last_lines(output: Path) -> str:
     """What a run printed last, for an error."""
     return "\n".join(output.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+
+
+def wait_until_gone(alive: Callable[[], list[psutil.Process]], timeout_s: float) -> list[psutil.Process]:
+    """Until none is alive, or for `timeout_s`; those that still are."""
+    deadline = time.monotonic() + timeout_s
+    while (left := alive()) and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    return left

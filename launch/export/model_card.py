@@ -117,7 +117,7 @@ def _training(steps: Sequence[Record], config: Config, step: int) -> Iterator[st
 def _hidden(tasks: Sequence[str]) -> str:
     """What is hidden in which task: y (deduction), x (abduction) or p (induction)."""
     *others, last = (f"{_HIDDEN[Task(task)]} ({task})" for task in tasks)
-    return " or ".join([*([", ".join(others)] if others else []), last])
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _text(name: str) -> str:
