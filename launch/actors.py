@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import signal
+import tempfile
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ log = logging.getLogger(__name__)
 class Surroundings:
     """What a process finds on its machine.
 
-    log_file: takes what it says; sockets: a folder for its socket files, in one that is private
+    log_file: takes what it says; sockets: a folder for its socket and temporary files, in one that is private
     host: the address at which the first learner rank listens; cores: that it keeps to, if any
     """
 
@@ -42,6 +43,7 @@ class Surroundings:
         be_private()
         log_to_file(self.log_file)
         self.make_sockets()
+        os.environ["TMPDIR"] = tempfile.tempdir = str(self.sockets)  # what a killed process leaves goes with the start
         listen_towards(self.host)
         if self.cores:
             keep_to(self.cores)
@@ -69,9 +71,9 @@ class RolloutProcess:
         # vLLM's processes talk over socket files. Shorter paths than Ray's own.
         os.environ["VLLM_RPC_BASE_PATH"] = str(around.sockets)
         with logged():
-            from rollout.worker import run_worker
+            from rollout.worker_process import run_worker_process
 
-            run_worker(config, spec, self._pulse.beat)
+            run_worker_process(config, spec, self._pulse.beat)
 
 
 class LearnerProcess:

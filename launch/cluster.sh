@@ -16,6 +16,8 @@ assumed_gpus="machines with A100 of 80 GB"
 
 # Whoever has Ray's token can have code run on every machine.
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_worker_niceness=0 RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=0
+# Ray would kill processes of the run at 95% of a machine's memory, all of which the memory plan gives away.
+export RAY_memory_monitor_refresh_ms=0
 token=${RAY_AUTH_TOKEN_PATH:-$HOME/.ray/auth_token}
 
 start_head() {

@@ -16,6 +16,7 @@ import psutil
 
 from shared.config_placement import is_loopback
 from shared.errors import PlacementError, PrimezeroError
+from shared.processes import log_to_stderr
 
 # Those below are Ray's, where a cluster's machines are joined by hand.
 LOWEST_PORT = 20_000
@@ -38,9 +39,7 @@ def log_to_file(path: Path) -> None:
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.close(file)
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr, force=True
-    )
+    log_to_stderr()
 
 
 @contextlib.contextmanager

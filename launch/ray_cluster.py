@@ -16,7 +16,7 @@ from launch import marked_processes
 from launch.actors import LearnerProcess, RolloutProcess, Surroundings
 from launch.placement import learner_names
 from launch.processes import free_port, within
-from launch.ray_instance import RayError, RayTaskError, ray
+from launch.ray_instance import NO_GPU_CHOICE, RayError, RayTaskError, ray
 from launch.ray_machines import Machines
 from launch.supervisor import Ended, ProcessDied
 from learner.spec import LearnerSpec
@@ -155,7 +155,8 @@ class Cluster:
         folder = self._machines.folder(name)
         if config.placement.resolved_device == "cpu":
             env = {**env, "CUDA_VISIBLE_DEVICES": ""}  # else Ray's choice
-        env_vars = {**env, marked_processes.VARIABLE: f"{folder}/{name}"}
+        # A machine's Ray may have been started with it: every process would have the first GPU.
+        env_vars = {**env, NO_GPU_CHOICE: "0", marked_processes.VARIABLE: f"{folder}/{name}"}
         # Two threads, so that `beats` is answered beside `run`.
         options = {"max_concurrency": 2, "runtime_env": {"env_vars": env_vars}, **self._machines.options(name)}
         actor = ray.remote(process).options(**options).remote()
@@ -170,7 +171,8 @@ def _ended(name: str, reference: Any) -> Ended:
     try:
         return Ended(name, result=ray.get(reference, timeout=ANSWER_S))
     except RayTaskError as error:
-        return Ended(name, error=error.cause)
+        died = isinstance(error.cause, ChildProcessError)
+        return Ended(name, error=ProcessDied() if died else error.cause)
     except RayError:  # it died, or never came to life; Ray's reasons are a page of guesses
         return Ended(name, error=ProcessDied())
 

@@ -24,22 +24,32 @@ from shared.errors import PlacementError
 os.environ.setdefault("RAY_worker_niceness", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# No worker is of use before it is asked for.
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+# It would kill processes of the run at 95% of the machine's memory, all of which the memory plan gives away.
+os.environ.setdefault("RAY_memory_monitor_refresh_ms", "0")
 # Otherwise the raylet has a page of guesses printed here for every process that dies.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 # Whoever may speak to Ray can have code run here.
 os.environ["RAY_AUTH_MODE"] = "token"
 # Set, as some clusters have it, it would leave every process on the first GPU.
 os.environ.pop("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", None)
+# Under `uv run`, or with a hook of others', Ray would pack the current folder and run a copy of it.
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"
+os.environ.pop("RAY_RUNTIME_ENV_HOOK", None)
 import psutil
 import ray
+import ray._private.node
 import ray._private.services
 import ray._private.state
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.job_config import JobConfig
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 # The launcher's other modules have Ray from here, with its environment as it has to be.
 __all__ = [
+    "NO_GPU_CHOICE",
     "GetTimeoutError",
     "NodeAffinitySchedulingStrategy",
     "PlacementGroupSchedulingStrategy",
@@ -53,6 +63,7 @@ __all__ = [
     "start_own",
 ]
 
+NO_GPU_CHOICE = "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"
 START_S = 120.0
 ASK_S = 60.0
 CONNECT_S = 10.0
@@ -77,7 +88,7 @@ def start_own(folder: Path, *, mark: str, cpus: int, gpus: int) -> None:
     late.daemon = True
     late.start()
     try:
-        with _loopback(), _own_handlers():
+        with _loopback(), _without_helpers(), _own_handlers():
             _init(folder, cpus, gpus)
     finally:
         late.cancel()
@@ -104,7 +115,7 @@ def join(address: str) -> None:
         raise PlacementError(f"{refused}. This user's token is missing here, or is not the cluster's")
     try:
         with _own_handlers():
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(address=address, job_config=_job(), log_to_driver=False, logging_level=logging.ERROR)
     except Exception as error:
         raise PlacementError(f"{refused}. Ray says: {error}") from error
 
@@ -133,6 +144,7 @@ def _init(folder: Path, cpus: int, gpus: int) -> None:
         num_cpus=cpus,
         num_gpus=gpus,
         object_store_memory=OBJECT_STORE_BYTES,
+        job_config=_job(),
         log_to_driver=False,
         logging_level=logging.ERROR,
         # A folder of its own: Ray lets everybody write there, and workers' sockets are beside it.
@@ -145,6 +157,34 @@ def _kill(mark: str) -> None:
     for process in marked_processes.marked(mark).get(mark, ()):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
+
+
+class _NoFolders(list[str]):
+    """Stays empty."""
+
+    def extend(self, _: object) -> None:
+        pass
+
+
+def _job() -> JobConfig:
+    """Ray would have every worker import from the folder in which the command is given first, whatever lies there."""
+    job = JobConfig()
+    job._py_driver_sys_path = _NoFolders()
+    return job
+
+
+@contextlib.contextmanager
+def _without_helpers() -> Iterator[None]:
+    """Ray starts an autoscaler, a web server and a reader of logs too, and waits for them: seconds, and nobody asks."""
+    node = ray._private.node.Node
+    helpers = {name: getattr(node, name) for name in ("start_monitor", "start_api_server", "start_log_monitor")}
+    for name in helpers:
+        setattr(node, name, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        for name, start in helpers.items():
+            setattr(node, name, start)
 
 
 @contextlib.contextmanager

@@ -1,20 +1,22 @@
 """Sending the learner's weights into running engines: one interface, three transports.
 
 `shm` (learner/weight_shm.py) for engines on the CPU of this machine, `ipc` (learner/weight_ipc.py) on the
-same GPU, `nccl` (learner/weight_broadcast.py) elsewhere. Each runs inside vLLM's trainer engine for it
-(learner/weight_trainers.py), which is imported when a sender is made.
+same GPU, `nccl` (learner/weight_broadcast.py) elsewhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 
+from learner.weight_broadcast import BroadcastTransport, GlooRoot
+from learner.weight_ipc import IpcTransport
+from learner.weight_nccl import NcclRoot
+from learner.weight_shm import ShmTransport
 from learner.weight_source import ModuleSource, WeightSource, dtype_name
-from learner.weight_transport import SendStats, Settings, WeightSyncClient
+from learner.weight_transport import SendStats, Settings, Transport, WeightSyncClient
 from shared.errors import WeightSyncError
 
 __all__ = ["ModuleSource", "SendStats", "WeightSender", "WeightSource", "WeightSyncClient"]
@@ -46,22 +48,20 @@ class WeightSender:
         address: nccl without GPUs: this machine's, where the engines can reach it
         """
         dtype_name(dtype)
-        from learner.weight_trainers import make_trainer
-
         settings = Settings(dtype, buffer_bytes, timeout_s, address)
         given = ModuleSource(source) if isinstance(source, torch.nn.Module) else source
         with _as_sync_error(f"weight sync by {transport} could not be prepared"):
-            self._trainer: Any = make_trainer(transport, client, given, settings)
+            self._transport = _make_transport(transport, client, given, settings)
 
     @property
     def point_to_point(self) -> bool:
         """Whether a send may go to some of the members only; otherwise all have to take part."""
-        return bool(self._trainer.transport.point_to_point)
+        return self._transport.point_to_point
 
     def connect(self) -> None:
         """Shake hands with the client's present members: before the first send, and when they have changed."""
         with _as_sync_error("the weight-sync handshake failed"):
-            self._trainer.transport.connect()
+            self._transport.connect()
 
     def begin(self, version: int) -> Callable[[], SendStats]:
         """Take the source's present weights, to be sent as `version`: afterwards they may change.
@@ -70,7 +70,7 @@ class WeightSender:
         Both raise as `send` does.
         """
         with _as_sync_error(f"sending weight version {version} failed"):
-            finish = self._trainer.transport.begin(version)
+            finish = self._transport.begin(version)
 
         def finish_sending() -> SendStats:
             with _as_sync_error(f"sending weight version {version} failed"):
@@ -86,14 +86,27 @@ class WeightSender:
         hear of anything, or when an engine refuses or fails.
         """
         with _as_sync_error(f"sending weight version {version} failed"):
-            self._trainer.version = version
-            self._trainer.send_weights()
-        stats: SendStats = self._trainer.stats
-        return stats
+            return self._transport.send(version)
 
     def close(self) -> None:
         """Give back what the transport has. Nothing can be sent afterwards."""
-        self._trainer.shutdown()
+        self._transport.close()
+
+
+def _make_transport(name: str, client: WeightSyncClient, source: WeightSource, settings: Settings) -> Transport:
+    gpu = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else None
+    match name:
+        case "shm":
+            return ShmTransport(client, source, settings)
+        case "ipc":
+            if gpu is None:
+                raise WeightSyncError("sync.transport=ipc needs a GPU that learner and engines share: use shm")
+            uuid = str(torch.cuda.get_device_properties(gpu).uuid)
+            return IpcTransport(client, source, settings, gpu_uuid=uuid, device=gpu)
+        case "nccl":
+            root = GlooRoot if gpu is None else NcclRoot
+            return BroadcastTransport(client, source, settings, device=gpu or torch.device("cpu"), make_root=root)
+    raise WeightSyncError(f"unknown weight transport {name!r}: there are shm, ipc, nccl")
 
 
 @contextmanager

@@ -36,10 +36,8 @@ class ChatTokenizer:
         """Load from a Hugging Face model folder, local files only; ModelFolderError if that cannot be."""
         if not folder.is_dir():
             raise ModelFolderError(f"the model folder {folder} does not exist: name another")
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = _load(folder)
         except Exception as error:  # the library documents no closed list of what a broken folder raises
             reason = " ".join(str(error).split())
             raise ModelFolderError(f"cannot load a tokenizer from {folder}: {reason}; download it again") from error
@@ -95,3 +93,17 @@ class ChatTokenizer:
             ids = ids[:-1]
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+
+def _load(folder: Path) -> Any:
+    """tokenizer.json as it stands; where there is none, what the library makes of older formats."""
+    options = {"local_files_only": True, "trust_remote_code": False}
+    if (folder / "tokenizer.json").is_file():
+        # AutoTokenizer would import PyTorch, seconds at the start of every command, and, for some kinds of model, build
+        # the tokenizer anew as it takes it to be.
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder, **options)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, **options)

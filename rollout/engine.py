@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from rollout import fork_server
 from rollout.engine_link import Link
 from rollout.engine_processes import kill, with_descendants
 from rollout.engine_requests import Requests
@@ -86,6 +87,7 @@ class Engine:
         check_weights(model)
         stop_token_ids = stop_tokens(model)
         set_environment(rollout)
+        fork_server.start()
         # The engine's processes die with the thread that made them (PR_SET_PDEATHSIG): it has to live as long.
         thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         begin = time.monotonic()

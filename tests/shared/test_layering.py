@@ -25,7 +25,8 @@ ADAPTERS = {
         "rollout/engine_core.py",
         "rollout/weight_transfer.py",
         "rollout/model_weights.py",
-        "learner/weight_trainers.py",
+        "rollout/preloaded.py",
+        "learner/weight_nccl.py",
     },
 }
 

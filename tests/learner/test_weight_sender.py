@@ -1,4 +1,4 @@
-"""The transports inside vLLM's trainer engines, as far as a machine without a GPU goes: CUDA and NCCL are played."""
+"""The transports that a sender makes, as far as a machine without a GPU goes: CUDA and NCCL are played."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from learner import weight_trainers
+from learner import weight_sender
 from learner.weight_ipc import IpcTransport
+from learner.weight_nccl import NcclRoot
 from learner.weight_sender import WeightSender
-from learner.weight_trainers import NcclRoot
 from rollout.weight_transfer import NcclPeer
 from shared.errors import WeightSyncError
 from shared.weight_wire import BroadcastInit
@@ -57,9 +57,9 @@ def test_ipc_is_made_for_the_learners_gpu(monkeypatch: pytest.MonkeyPatch) -> No
             made.update(settings)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid=UUID))
-    monkeypatch.setattr(weight_trainers, "IpcTransport", Played)
+    monkeypatch.setattr(weight_sender, "IpcTransport", Played)
     assert sender(transport="ipc").point_to_point
     assert made == {"gpu_uuid": UUID, "device": torch.device("cuda", 2)}
 
