@@ -193,10 +193,10 @@ class Trainer:
         log.info("sends its weights")
         self._sync.begin(version)
         self._finish_sync()
+        log.info("its weights are in place")
         final = version == config.run.steps or self._must_stop()
         if self._progress.needs_evaluation(version, final=final):
             self._evaluations.start(version)
-            self._finish_evaluation()
         self._pool.turnover()  # who was there from the beginning has not joined
         self._pool.stream_cost()
         self._progress.start_clock()

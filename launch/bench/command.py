@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from launch.bench import chaos, e2e, learner, rollout, soak, sync, wire
+from launch.bench import chaos, e2e, learner, rollout, soak, start, sync, wire
 from launch.bench.benchmark import Benchmark
 from launch.engine_noise import engine_noise
 from launch.help_format import HelpFormatter
@@ -26,6 +26,7 @@ _BENCHMARKS = (
     wire.BENCHMARK,
     sync.BENCHMARK,
     e2e.BENCHMARK,
+    start.BENCHMARK,
     soak.BENCHMARK,
     chaos.BENCHMARK,
 )

@@ -14,7 +14,7 @@ from launch.segments import used_by
 
 _ACTORS = ("LearnerProcess", "RolloutProcess")
 # What processes call themselves, and modules that Python processes run.
-_TITLES = ("EngineCore", "Worker", "IDLE")
+_TITLES = ("EngineCore", "RolloutWorker", "fork server", "IDLE")
 _MODULES = ("resource_tracker", "spawn_main", "reaper")
 
 
@@ -37,7 +37,7 @@ class Watch:
         for process in processes:
             with contextlib.suppress(OSError, psutil.Error):
                 held = Usage(process.memory_full_info().pss, process.num_fds())
-                label = "launcher" if process.pid == self._launcher else _label_of(process)
+                label = "launcher" if process.pid == self._launcher else label_of(process)
                 usage[label] = usage[label] + held if label in usage else held
         # One that nobody has open any more, but is still there, is a leak, and counts.
         self._segments |= used_by(processes)
@@ -61,7 +61,8 @@ def label(owner: str | None, words: Sequence[str], name: str) -> str:
     return f"{owner or 'ray'} {what}"
 
 
-def _label_of(process: psutil.Process) -> str:
+def label_of(process: psutil.Process) -> str:
+    """What to call a process of a run (`label`)."""
     mark = process.environ().get(marked_processes.VARIABLE)
     return label(Path(mark).name if mark else None, process.cmdline(), process.name())
 
