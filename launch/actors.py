@@ -68,8 +68,6 @@ class RolloutProcess:
     def run(self, config: Config, spec: WorkerSpec, around: Surroundings) -> None:
         """Work until the learner says Bye."""
         around.enter()
-        # vLLM's processes talk over socket files. Shorter paths than Ray's own.
-        os.environ["VLLM_RPC_BASE_PATH"] = str(around.sockets)
         with logged():
             from rollout.worker_process import run_worker_process
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import tempfile
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,7 @@ class Engine:
         self,
         llm: Any,
         thread: ThreadPoolExecutor,
+        temporary: tempfile.TemporaryDirectory[str],
         *,
         stop_token_ids: list[int],
         max_model_len: int,
@@ -53,6 +55,7 @@ class Engine:
         sleep_mode: bool,
     ) -> None:
         self._thread = thread
+        self._temporary = temporary
         self._processes = [psutil.Process(p.pid) for p in llm.engine_core.resources.engine_manager.processes]
         self._link = Link(llm)
         self._requests = Requests(
@@ -95,11 +98,16 @@ class Engine:
         # The import keeps the frame that it happens in alive, and with it what that frame holds.
         thread.submit(import_vllm)
         loop = asyncio.get_running_loop()
-        starting = loop.run_in_executor(thread, start_vllm, model, dtype, seed, rollout, max_model_len, transport)
+        # vLLM leaves sockets, and where it is killed other files. Short, for the sockets.
+        temporary = tempfile.TemporaryDirectory(prefix="e-", ignore_cleanup_errors=True)
+        starting = loop.run_in_executor(
+            thread, start_vllm, model, dtype, seed, rollout, max_model_len, transport, Path(temporary.name)
+        )
         try:
             llm = await asyncio.wait_for(asyncio.shield(starting), rollout.start_timeout_s)
         except BaseException as error:
             await _abandon_start(starting, thread, others)
+            temporary.cleanup()
             if isinstance(error, TimeoutError):
                 raise EngineError(
                     f"the engine did not start within rollout.start_timeout_s = {rollout.start_timeout_s:g} s"
@@ -110,6 +118,7 @@ class Engine:
         engine = cls(
             llm,
             thread,
+            temporary,
             stop_token_ids=stop_token_ids,
             max_model_len=max_model_len,
             request_timeout_s=rollout.request_timeout_s,
@@ -270,6 +279,7 @@ class Engine:
             self._link.llm.shutdown(timeout=_SHUTDOWN_TIMEOUT_S)
         self._link.llm = None
         kill(processes)
+        self._temporary.cleanup()
         self._thread.shutdown()
 
 

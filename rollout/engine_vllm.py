@@ -6,6 +6,7 @@ vLLM is imported by these functions only, so that importing the adapter stays ch
 from __future__ import annotations
 
 import os
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -147,15 +148,18 @@ def execution_arguments(rollout: RolloutConfig) -> dict[str, Any]:
     }
 
 
-def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str) -> Any:
-    """The running AsyncLLM, with processes of its own."""
+def start_vllm(
+    model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str, temporary: Path
+) -> Any:
+    """The running AsyncLLM, with processes of its own; temporary: where their sockets and temporary files go."""
     import vllm.v1.engine.utils
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     # vLLM knows "fork", unsafe in a process with threads, and "spawn", which would import everything again.
-    vllm.v1.engine.utils.get_mp_context = fork_server.context
+    vllm.v1.engine.utils.get_mp_context = partial(fork_server.context, TMPDIR=str(temporary))
+    os.environ["VLLM_RPC_BASE_PATH"] = str(temporary)
     arguments = AsyncEngineArgs(
         model=str(model),
         dtype=dtype,

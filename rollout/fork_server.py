@@ -28,22 +28,29 @@ _served: Mapping[str, str] | None = None
 
 
 class _Process(ForkServerProcess):
-    """A process with the environment that its starter has now."""
+    """A process with the environment that its starter has when it makes it."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._environment = dict(os.environ)
+        self.environment = dict(os.environ)
 
     def run(self) -> None:
         os.environ.clear()
-        os.environ.update(self._environment)
+        os.environ.update(self.environment)
         tempfile.tempdir = None  # else the server's
         _server_is_parents()
         super().run()
 
 
 class _Context(ForkServerContext):
-    Process = _Process
+    def __init__(self, changes: Mapping[str, str]) -> None:
+        super().__init__()
+        self._changes = changes
+
+    def Process(self, *args: Any, **kwargs: Any) -> _Process:  # type: ignore[override]
+        process = _Process(*args, **kwargs)
+        process.environment |= self._changes
+        return process
 
 
 def start() -> None:
@@ -62,9 +69,14 @@ def start() -> None:
             multiprocessing.forkserver.ensure_running()
 
 
-def context() -> ForkServerContext | SpawnContext:
-    """Makes processes: forked from the server or, where that has been started in another environment, spawned."""
-    return _Context() if _served == _read_once() else multiprocessing.get_context("spawn")
+def context(**changes: str) -> ForkServerContext | SpawnContext:
+    """Makes processes: forked from the server or, where that has been started in another environment, spawned.
+
+    changes: of the environment, for forked ones
+    """
+    if _served != _read_once():
+        return multiprocessing.get_context("spawn")
+    return _Context(changes)
 
 
 def end_with_starter() -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -46,6 +47,12 @@ class Run(StartedRun):
             if re.search(pattern, line):
                 return line
         pytest.fail(f"{pattern!r} never came:\n{seen}")
+
+    def wait_for_processes(self, *kinds: str) -> None:
+        """Until there is one of each kind: as Ray or vLLM has named it."""
+        while not all(self.find(kind) for kind in kinds):
+            assert self.process.poll() is None, self.finish()
+            time.sleep(0.2)
 
     def finish(self) -> str:
         """The rest of the output, once the run has ended."""

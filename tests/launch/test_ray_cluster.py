@@ -70,6 +70,11 @@ def cluster() -> Iterator[SimpleNamespace]:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="pz", dir="/tmp") as folder:
         patch.setattr(ray_cluster, "RolloutProcess", stand_in())
         (Path(folder) / "logs").mkdir()
+        # The folder in which the command is given has packages of the same names.
+        for name in ("launch", "learner", "rollout", "shared"):
+            (Path(folder) / "here" / name).mkdir(parents=True)
+            (Path(folder) / "here" / name / "__init__.py").write_text("raise RuntimeError('another package')")
+        patch.chdir(Path(folder) / "here")
         others = set(psutil.Process().children(recursive=True))
         with ray_cluster.Cluster(CONFIG, Path(folder), Path(folder)) as started:
             yield SimpleNamespace(processes=started, logs=Path(folder) / "logs", folder=Path(folder), others=others)

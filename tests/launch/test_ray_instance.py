@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -14,6 +15,14 @@ from launch import ray_instance
 from launch.marked_processes import end, of_start
 from launch.processes import free_port
 from shared.errors import PlacementError
+
+
+def test_ray_neither_kills_for_memory_nor_runs_a_copy_of_the_current_folder():
+    from ray._private.ray_constants import RAY_ENABLE_UV_RUN_RUNTIME_ENV
+
+    assert ("RAY_memory_monitor_refresh_ms", "0") in os.environ.items()
+    assert not RAY_ENABLE_UV_RUN_RUNTIME_ENV
+    assert "RAY_RUNTIME_ENV_HOOK" not in os.environ
 
 
 def test_where_nobody_listens_it_says_how_a_cluster_is_started():

@@ -20,13 +20,14 @@ def wait_until_it_goes_on(run: Run) -> None:
 def test_a_run_outlives_its_worker_its_engine_and_its_learner(start):
     run = start(**{"run.steps": 10_000, "run.time_limit_s": "none", "run.checkpoint_every": 2})
     run.wait_for(r"step +3/")
-    run.process_named("RolloutProcess").kill()
+    run.process_named("RolloutWorker").kill()
     line = run.wait_for("is started again")
     assert line.startswith("the process of rollout-0 died; rollout-0 is started again (1 of at most 5")
     wait_until_it_goes_on(run)
     run.process_named("EngineCore").kill()
     line = run.wait_for("is started again")
     assert line.startswith("rollout-0 failed: ")
+    assert "engine" in line
     assert "rollout-0 is started again, in 1 s (2 of at most 5" in line
     wait_until_it_goes_on(run)
 
@@ -42,6 +43,9 @@ def test_a_run_outlives_its_worker_its_engine_and_its_learner(start):
     run.press_ctrl_c()
     output = run.finish()
     assert run.process.returncode == 0, output
+    assert "stopping after this step" in output
+    summary = json.loads((run.folder / "summary.json").read_text())
+    assert 2 <= summary["steps"] < 1000
 
     check_records(run)
     restarts = run.records("restarts.jsonl")
@@ -53,6 +57,7 @@ def test_a_run_outlives_its_worker_its_engine_and_its_learner(start):
     assert loaded(run.folder / "model")
 
 
+@pytest.mark.slow
 def test_a_learner_that_dies_before_its_first_checkpoint_begins_anew_also_when_the_run_is_to_stop(start):
     run = start(**{"run.steps": 10_000, "run.time_limit_s": "none", "run.checkpoint_every": 0, "learner.ranks": 2})
     run.wait_for(r"step +3/")
