@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -254,6 +256,14 @@ def test_malformed_bands_are_refused(text):
         parse_bands(text)
 
 
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """The folder for temporary files, with a short path for the sockets in it: afterwards it has to be empty."""
+    with tempfile.TemporaryDirectory(prefix="pz", dir="/tmp") as folder:
+        yield Path(folder)
+        assert list(Path(folder).iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def tiny_model(tmp_path_factory) -> Path:
     from launch.tiny_model import TinyModelSettings, make_tiny_model
@@ -271,13 +281,19 @@ def command(model: Path, *arguments: str) -> list[str]:
 
 @pytest.mark.integration
 @pytest.mark.timeout(1200)
-def test_a_real_engine_finds_what_transformers_finds(tiny_model, tmp_path):
+def test_a_real_engine_finds_what_transformers_finds(tiny_model, tmp_path, temporary):
     from launch.tiny_model import greedy_accuracy
 
     path = tmp_path / "report.json"
     arguments = ["--bands", "2..13,17..23", "--samples", "4", "--baseline-model", str(tiny_model), "--json", str(path)]
     finished = subprocess.run(
-        command(tiny_model, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=1100, check=False
+        command(tiny_model, *arguments),
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=1100,
+        check=False,
     )
     assert finished.returncode == 0, finished.stderr
     report = json.loads(path.read_text())
@@ -308,10 +324,11 @@ def test_a_real_engine_finds_what_transformers_finds(tiny_model, tmp_path):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("moment", ["starting the engine", "4000 samples"])
-def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, moment):
+def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, temporary, moment):
     process = subprocess.Popen(
         command(tiny_model, "--samples", "4000", "--bands", "2..101"),
         cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(temporary)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
