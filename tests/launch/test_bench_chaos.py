@@ -151,7 +151,7 @@ def test_every_hit_is_dealt_and_the_same_command_given_again_after_the_launchers
     monkeypatch.setattr("learner.audit.audit", lambda folder: CLEAN)
     assert main(arguments(tmp_path)) == 0
     dealt = Counter(world.blows)
-    for kind in ("LearnerProcess", "RolloutProcess", "EngineCore"):
+    for kind in ("LearnerProcess", "RolloutWorker", "EngineCore"):
         assert [dealt[kind, blow] for blow in ("SIGKILL", "SIGSTOP", "SIGCONT")] == [1, 1, 1]
     assert len(world.commands) == 2
     assert world.commands[0] == world.commands[1]

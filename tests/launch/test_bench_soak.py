@@ -70,7 +70,8 @@ def test_every_label_is_reported_and_the_sum_but_not_who_was_there_only_once():
         ("rollout-1", ["python", "-c", "from multiprocessing.resource_tracker import main"], "python3.11", None),
         ("learner-1", ["ray::LearnerProcess.run"], "ray::LearnerPro", "learner-1"),
         (None, ["ray::IDLE"], "ray::IDLE", "ray IDLE"),
-        ("rollout-0", ["VLLM::Worker"], "VLLM::Worker", "rollout-0 Worker"),
+        ("rollout-0", ["primezero::RolloutWorker"], "primezero::Roll", "rollout-0 RolloutWorker"),
+        ("rollout-0", ["primezero::fork server"], "primezero::fork", "rollout-0 fork server"),
         (
             None,
             ["/lib/raylet/raylet", "--command=python x/default_worker.py Worker resource_tracker"],

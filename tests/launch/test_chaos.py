@@ -57,7 +57,7 @@ def test_killed_in_the_middle_of_updates_no_weights_are_ever_mixed_and_the_run_g
     )
     run.wait_for(r"^step +2/")
     for i in range(KILLS):
-        kind = "LearnerProcess" if i % 2 == 0 else rng.choice(["RolloutProcess", "EngineCore"])
+        kind = "LearnerProcess" if i % 2 == 0 else rng.choice(["RolloutWorker", "RolloutProcess", "EngineCore"])
         victim = run.process_named(kind)
         wait_for_an_update(run)
         time.sleep(rng.uniform(0, UPDATE_S))

@@ -289,7 +289,7 @@ def test_a_real_engine_finds_what_transformers_finds(tiny_model, tmp_path, tempo
     finished = subprocess.run(
         command(tiny_model, *arguments),
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(temporary)},
+        env=os.environ | {"TMPDIR": str(temporary), "VLLM_USE_MODELSCOPE": "True"},
         capture_output=True,
         text=True,
         timeout=1100,
@@ -328,7 +328,7 @@ def test_interrupted_for_real_it_leaves_nothing_behind(tiny_model, temporary, mo
     process = subprocess.Popen(
         command(tiny_model, "--samples", "4000", "--bands", "2..101"),
         cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(temporary)},
+        env=os.environ | {"TMPDIR": str(temporary), "VLLM_USE_MODELSCOPE": "True"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -1,3 +1,4 @@
+import os
 from importlib.metadata import PackageNotFoundError
 
 import pytest
@@ -40,3 +41,9 @@ def test_any_other_is_refused_naming_the_known_ones(monkeypatch, versions, said)
     with pytest.raises(InstallationError, match=r"vLLM 0\.32\.0 is needed.*launch/setup\.sh") as caught:
         engine_vllm.check_version()
     assert said in str(caught.value)
+
+
+def test_what_names_other_models_has_no_influence(monkeypatch) -> None:
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    engine_vllm.check_environment()
+    assert "VLLM_USE_MODELSCOPE" not in os.environ
