@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,8 @@ from shared.model_folder import check_weights, stop_tokens
 
 _ALIVE_TIMEOUT_S = 60.0
 _SHUTDOWN_TIMEOUT_S = 20.0
+# An import cannot be ended: it goes on, and no process comes of it.
+_GIVE_UP_S = 10.0
 
 
 class Engine:
@@ -100,12 +105,16 @@ class Engine:
         loop = asyncio.get_running_loop()
         # vLLM leaves sockets, and where it is killed other files. Short, for the sockets.
         temporary = tempfile.TemporaryDirectory(prefix="e-", ignore_cleanup_errors=True)
+        os.environ["VLLM_RPC_BASE_PATH"] = temporary.name
+        given_up = threading.Event()
+        context = partial(_context, given_up, temporary.name)
         starting = loop.run_in_executor(
-            thread, start_vllm, model, dtype, seed, rollout, max_model_len, transport, Path(temporary.name)
+            thread, start_vllm, model, dtype, seed, rollout, max_model_len, transport, context
         )
         try:
             llm = await asyncio.wait_for(asyncio.shield(starting), rollout.start_timeout_s)
         except BaseException as error:
+            given_up.set()
             await _abandon_start(starting, thread, others)
             temporary.cleanup()
             if isinstance(error, TimeoutError):
@@ -283,13 +292,23 @@ class Engine:
         self._thread.shutdown()
 
 
+def _context(given_up: threading.Event, temporary: str) -> Any:
+    """What makes the engine's processes, with their temporary files there; none for a start that is given up."""
+    if given_up.is_set():
+        raise EngineError("the start was given up")
+    return fork_server.context(TMPDIR=temporary)
+
+
 async def _abandon_start(starting: asyncio.Future[Any], thread: ThreadPoolExecutor, others: set[int | None]) -> None:
     """End a start that failed or takes too long: without its processes vLLM gives up by itself."""
 
     def end() -> None:
-        for child in multiprocessing.active_children():
-            if child.name.startswith("EngineCore") and child.pid not in others:
-                kill(with_descendants([psutil.Process(child.pid)]))
+        deadline = time.monotonic() + _GIVE_UP_S
+        while not starting.done() and time.monotonic() < deadline:
+            for child in multiprocessing.active_children():
+                if child.name.startswith("EngineCore") and child.pid not in others:
+                    kill(with_descendants([psutil.Process(child.pid)]))
+            time.sleep(0.05)
 
     if not starting.done():
         await asyncio.get_running_loop().run_in_executor(None, end)

@@ -6,13 +6,12 @@ vLLM is imported by these functions only, so that importing the adapter stays ch
 from __future__ import annotations
 
 import os
-from functools import partial
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rollout import fork_server
 from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
 from shared.errors import EngineError, InstallationError
@@ -155,17 +154,22 @@ def execution_arguments(rollout: RolloutConfig) -> dict[str, Any]:
 
 
 def start_vllm(
-    model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_model_len: int, transport: str, temporary: Path
+    model: Path,
+    dtype: str,
+    seed: int,
+    rollout: RolloutConfig,
+    max_model_len: int,
+    transport: str,
+    context: Callable[[], Any],
 ) -> Any:
-    """The running AsyncLLM, with processes of its own; temporary: where their sockets and temporary files go."""
+    """The running AsyncLLM; context: gives the multiprocessing context that makes its processes."""
     import vllm.v1.engine.utils
     from vllm.config import WeightTransferConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     # vLLM knows "fork", unsafe in a process with threads, and "spawn", which would import everything again.
-    vllm.v1.engine.utils.get_mp_context = partial(fork_server.context, TMPDIR=str(temporary))
-    os.environ["VLLM_RPC_BASE_PATH"] = str(temporary)
+    vllm.v1.engine.utils.get_mp_context = context
     arguments = AsyncEngineArgs(
         model=str(model),
         dtype=dtype,

@@ -16,6 +16,12 @@ settings.register_profile("same", settings.get_profile("unhurried"), derandomize
 settings.load_profile("unhurried")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that start engines or several processes come first: neither of two workers waits for them at the end."""
+    long = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture
 def seeds() -> dict[Task, list[Problem]]:
     return {task: [make_problem(f"key {i}", task) for i in range(5)] for task in Task}

@@ -111,6 +111,7 @@ def test_a_worker_on_another_machine_joins_over_tcp_and_nothing_of_it_stays(star
     assert list(run.folder.glob(RECORD_FILE.replace(".", "*."))) == []
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_killed_leaves_nothing_on_the_other_machine(start_there, machines):
     run = start_there(**{"run.steps": 10_000})
     run.wait_for(r"step +1/")

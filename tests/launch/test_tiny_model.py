@@ -189,6 +189,7 @@ def test_importing_the_module_does_not_load_torch():
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 def test_the_default_warm_start_teaches_the_format_and_little_more(tmp_path):
     report = make_tiny_model(tmp_path / "tiny", ENVIRONMENT, settings=TinyModelSettings(), seed=0)
     tasks = report.evaluation.tasks.values()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +81,7 @@ def engine_of(llm: FakeLLM, sync: SyncConfig, *, in_place: bool = True, sleep_mo
     return Engine(
         llm,
         ThreadPoolExecutor(max_workers=1),
+        tempfile.TemporaryDirectory(),
         stop_token_ids=[],
         max_model_len=64,
         request_timeout_s=60,

@@ -112,6 +112,7 @@ def through_transformers(model: Path, prompts: list[str]) -> list[tuple[str, flo
 
 
 @pytest.mark.integration
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_three_ways_give_the_same_greedy_answers(exported, tmp_path):
     # An engine of another test may have set some here.
