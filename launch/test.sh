@@ -14,6 +14,7 @@ bash launch/setup.sh cpu
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# Two files at a time: most of what they wait for is one process that starts.
+# Two files at a time, each on a core: most of what they wait for is one process that starts.
+export OMP_NUM_THREADS=1
 .venv/bin/python -m pytest -m "$tests" -n 2 --dist loadfile --no-loadscope-reorder \
   --hypothesis-profile same --durations 20 "$@"

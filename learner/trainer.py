@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import math
 from collections.abc import Callable, Mapping
@@ -65,6 +66,7 @@ def run_learner(
             "PyTorch cannot use the GPU here, and would train on the processor: `primezero doctor` looks for the reason"
         )
     keep_freed_memory()
+    gc.freeze()  # what is imported stays: DeepSpeed collects garbage many times, and need not look through it
     torch.set_num_threads(config.learner.threads)
     log.info("loads the model")
     policy = Policy(

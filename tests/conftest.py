@@ -1,3 +1,4 @@
+import gc
 import signal
 
 import pytest
@@ -20,6 +21,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files that start engines or several processes come first: neither of two workers waits for them at the end."""
     long = {item.path for item in items if item.get_closest_marker("integration")}
     items.sort(key=lambda item: item.path not in long)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: libraries that collect garbage need not look through it each time."""
+    gc.freeze()
 
 
 @pytest.fixture

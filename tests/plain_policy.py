@@ -162,7 +162,7 @@ def assert_same_update(
     for name, parameter in plain.model.named_parameters():
         expected = plain.gradients[name]
         error = (gradients[name] - expected).abs().max() / largest
-        assert error <= 1e-6, f"{name}: {error:.1e}"
+        assert error <= 2e-6, f"{name}: {error:.1e}"
         # Adam's first steps have the size of lr whatever the gradient: rounding decides the sign of those near 0.
         clear = expected.abs() > 1e-3 * largest
         assert (weights[name] - parameter)[clear].abs().max() <= 1e-6, name

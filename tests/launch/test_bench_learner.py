@@ -18,6 +18,7 @@ from shared.config import LearnerConfig
 SIZES = {"prompt_tokens": 6, "response_tokens": 10, "spread": 0.6}
 
 
+@pytest.mark.integration
 def test_the_report_has_every_figure_beside_its_reference(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     sizes = "--vocabulary 64 --rounds 2 --rows 12 --prompt-tokens 6 --response-tokens 10 --padded-rows 2,4"
     batches = "--merged-rows 12 --merged-distinct 4 --shared-prompts 3"
@@ -125,6 +126,7 @@ def test_the_loops_compute_the_gradient_that_they_are_compared_for() -> None:
         assert float(torch.nn.utils.get_total_norm(moments)) == pytest.approx(norm, rel=1e-4)
 
 
+@pytest.mark.integration
 def test_memory_counts_what_a_step_allocates() -> None:
     """Four times the tokens take more memory, and no more is before than weights, gradients and optimizer need."""
     sizes = {**SIZES, "threads": 1, "max_tokens": 16384}

@@ -36,6 +36,7 @@ def start_marked(folder: Path, name: str) -> psutil.Process:
     return psutil.Process(subprocess.Popen(["sleep", "100"], env=env).pid)
 
 
+@pytest.mark.integration
 def test_it_knows_and_ends_the_processes_of_a_name_alone(keeper):
     one, other = (start_marked(keeper.folder(), name) for name in ("rollout-0", "rollout-1"))
     assert set(keeper.note()) == {"rollout-0", "rollout-1"}

@@ -160,6 +160,7 @@ def settled(learner: Learner, rogue: Rogue, sent: int) -> dict:
     return learner.wait_for_refusals(sent, rogue)
 
 
+@pytest.mark.integration
 def test_bad_messages_are_all_counted_and_nothing_else_comes_of_them(learner):
     rng = random.Random(0)
     honest, rogue = ObedientWorker(learner.endpoint, "rollout-0"), Rogue(learner.endpoint, "rollout-1")

@@ -4,7 +4,11 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from launch.processes import free_port
+
+pytestmark = pytest.mark.integration
 
 SCRIPT = """
 import psutil, torch.distributed
