@@ -66,7 +66,9 @@ class Origin:
 class Restart:
     """One start-again, as it is told and recorded.
 
-    number: the how-maniest of the unit within the last ten minutes, of at most `limit`; delay_s: until it starts
+    number: the how-maniest of the unit within the last ten minutes, or since it last made progress if that is longer
+        ago; of at most `limit`
+    delay_s: until it starts
     """
 
     unit: str
@@ -93,6 +95,14 @@ class Processes(Protocol):
         """How many signs of life each process at work has given, as far as is known without waiting."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """at: by the supervisor's clock; progress: of the unit until then"""
+
+    at: float
+    progress: int
+
+
 @dataclass(slots=True)
 class Unit:
     """Processes that are started, and started again, as one.
@@ -105,7 +115,7 @@ class Unit:
     processes: Sequence[str]
     start: Callable[[], None]
     go_on: Callable[[], Origin]
-    failures: list[float] = field(default_factory=list)
+    failures: list[_Failure] = field(default_factory=list)
     due: float | None = None
 
 
@@ -125,8 +135,9 @@ class Supervisor:
 
     A rollout worker is started again after its death, a passing error (of the engine, a weight sync, the stream; given
     up by the learner) or an unexpected one; the learner, all ranks as one, after a rank's death. At once the first
-    time, then after 1, 2, 4 … 30 s; beyond `max_restarts` within ten minutes the run is given up. Any other error ends
-    it at once.
+    time, then after 1, 2, 4 … 30 s; beyond `max_restarts` the run is given up. A restart counts for ten minutes, and
+    until the unit has made progress: what takes ten minutes to fail, as a process that hangs does, would else be tried
+    for ever. Any other error ends the run at once.
     """
 
     def __init__(
@@ -138,11 +149,13 @@ class Supervisor:
         max_restarts: int,
         hang_timeout_s: float,
         logs: Path,
+        progress: Callable[[], Mapping[str, int]],
         finished: Callable[[], Summary | None],
         on_restart: Callable[[Restart], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
+        progress: by the name of the unit a count of what it has got done, which the same work done again does not raise
         finished: the summary on record if the run is complete: a learner may die between that and returning it
         """
         self._processes = processes
@@ -150,6 +163,7 @@ class Supervisor:
         self._units = [learner, *workers]
         self._max_restarts = max_restarts
         self._logs = logs
+        self._progress = progress
         self._finished = finished
         self._on_restart = on_restart
         self._clock = clock
@@ -235,16 +249,19 @@ class Supervisor:
                 self._goodbyes_said = False
                 return
         now = self._clock()
-        unit.failures = [failed for failed in unit.failures if now - failed < WINDOW_S]
+        progress = self._progress().get(unit.name, 0)
+        unit.failures = [
+            failure for failure in unit.failures if now - failure.at < WINDOW_S or failure.progress == progress
+        ]
         before = len(unit.failures)
         if before >= self._max_restarts:
-            times = f", after {before} restarts within ten minutes" if before else ""
+            times = f", after {before} restarts within ten minutes or without progress since" if before else ""
             raise PrimezeroError(
                 f"{reason}{times} (run.max_restarts={self._max_restarts}); see {self._log(process)}. Given again, the "
                 "same command goes on from the last checkpoint"
             )
         delay = min(LONGEST_BACKOFF_S, 2.0 ** (before - 1)) if before else 0.0
-        unit.failures.append(now)
+        unit.failures.append(_Failure(now, progress))
         unit.due = now + delay
         self._on_restart(Restart(unit.name, reason, before + 1, self._max_restarts, delay, unit.go_on()))
 

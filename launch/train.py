@@ -169,7 +169,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                 vitals.look(cluster.running(), cluster.beats(), cluster.resident_bytes())
                 records.tell(observers)
 
-            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, tell)
+            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, records, tell)
             summary = _watch(supervisor, look_on)
             records.tell(observers)
             # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
@@ -217,6 +217,7 @@ def _supervisor(
     run_folder: RunFolder,
     spec: LearnerSpec,
     keys: ClientKeys | None,
+    records: Records,
     tell: Callable[[Restart], None],
 ) -> Supervisor:
     def start_learner() -> None:
@@ -241,6 +242,7 @@ def _supervisor(
         max_restarts=config.run.max_restarts,
         hang_timeout_s=config.run.hang_timeout_s,
         logs=run_folder.path / "logs",
+        progress=lambda: records.progress,
         finished=run_folder.finished,
         on_restart=tell,
     )

@@ -61,6 +61,7 @@ class World:
         self.lineage = 0
         self.coming: list[tuple[float, Ended]] = []
         self.hanging: set[str] = set()
+        self.progress: Counter[str] = Counter()
         names = [f"learner-{rank}" for rank in range(ranks)]
         self.units = {"learner": names} | {f"rollout-{i}": [f"rollout-{i}"] for i in range(workers)}
         learner, *rest = (self.unit(name) for name in self.units)
@@ -71,6 +72,7 @@ class World:
             max_restarts=max_restarts,
             hang_timeout_s=HANG_S,
             logs=Path("logs"),
+            progress=lambda: self.progress,
             finished=lambda: self.on_record,
             on_restart=self.restarts.append,
             clock=lambda: self.now,
@@ -142,6 +144,7 @@ def test_at_once_the_first_time_then_after_ever_longer_and_at_once_again_when_it
     assert [r.delay_s for r in world.restarts] == waits
     assert [r.number for r in world.restarts] == list(range(1, 9))
     assert LONGEST_BACKOFF_S == 30
+    world.progress["rollout-1"] += 1
     world.pass_time(WINDOW_S)
     died = world.now
     world.dies("rollout-1")
@@ -152,27 +155,32 @@ def test_at_once_the_first_time_then_after_ever_longer_and_at_once_again_when_it
 
 @given(
     deaths=st.lists(
-        st.tuples(st.floats(0, 250), st.sampled_from(["rollout-0", "rollout-1", "learner-0", "learner-1"])), max_size=60
+        st.tuples(
+            st.floats(0, 250), st.sampled_from(["rollout-0", "rollout-1", "learner-0", "learner-1"]), st.booleans()
+        ),
+        max_size=60,
     ),
     limit=st.integers(0, 4),
     causes=st.randoms(use_true_random=False),
 )
 def test_deaths_below_the_limit_never_end_a_run_and_one_beyond_it_does(deaths, limit, causes):
     world = World(max_restarts=limit)
-    failed: dict[str, list[float]] = {}
-    for pause, name in deaths:
+    failed: dict[str, list[tuple[float, int]]] = {}
+    for pause, name, progress in deaths:
         world.pass_time(pause)
         unit = next(unit for unit, names in world.units.items() if name in names)
         if name not in world.alive:  # it waits to be started again
             continue
-        recent = [at for at in failed.setdefault(unit, []) if world.now - at < WINDOW_S]
+        world.progress[unit] += progress
+        done = world.progress[unit]
+        recent = [at for at, then in failed.setdefault(unit, []) if world.now - at < WINDOW_S or then == done]
         worker = unit.startswith("rollout")
         world.ends(Ended(name, error=causes.choice(PASSING) if worker else ProcessDied()))
         if len(recent) >= limit:
             with pytest.raises(PrimezeroError, match=rf"{name}.*run\.max_restarts={limit}\); see logs/{name}\.log"):
                 world.pass_time(1)
             return
-        failed[unit].append(world.now)
+        failed[unit].append((world.now, done))
         world.pass_time(0.1)
     world.pass_time(LONGEST_BACKOFF_S)
     assert world.alive == world.everyone()
@@ -265,6 +273,32 @@ def test_a_rank_that_hangs_ends_all_ranks_once(stuck):
     assert (restart.unit, restart.origin.lineage) == ("learner", 1)
     assert restart.reason.startswith(f"{stuck[0]} hangs")
     assert [name for _, name in world.started].count("rollout-0") == 1
+
+
+@pytest.mark.parametrize("name", ["rollout-0", "learner-0"])
+@pytest.mark.parametrize("waits_s", [0, HANG_S, WINDOW_S, 3 * WINDOW_S])
+def test_one_that_fails_again_and_again_without_getting_further_ends_the_run_however_long_each_takes(name, waits_s):
+    world = World(max_restarts=2)
+    world.progress.update({"rollout-1": 1, "learner": 1} if name == "rollout-0" else {"rollout-1": 1})
+    for number in (1, 2):
+        world.pass_time(waits_s)
+        world.progress["rollout-1"] += 1  # the others' work is none of its
+        world.dies(name)
+        world.pass_time(LONGEST_BACKOFF_S)
+        assert world.restarts[-1].number == number
+    world.pass_time(waits_s)
+    world.dies(name)
+    with pytest.raises(PrimezeroError, match=f"{name} died, after 2 restarts within ten minutes or without progress"):
+        world.pass_time(1)
+
+
+def test_one_that_gets_further_each_time_is_started_again_for_ever():
+    world = World(max_restarts=1)
+    for _ in range(20):
+        world.progress["rollout-0"] += 1
+        world.hanging.add("rollout-0")
+        world.pass_time(WINDOW_S + 2 * HANG_S)
+    assert [r.number for r in world.restarts] == [1] * 20
 
 
 def test_one_that_hangs_again_and_again_ends_the_run():
