@@ -226,7 +226,7 @@ def _supervisor(
     def learner_goes_on() -> Origin:
         nonlocal spec
         found = run_folder.go_on()
-        spec = replace(spec, resume_from=found.resume_from, lineage=found.lineage)
+        spec = replace(spec, resume_from=found.resume_from, lineage=found.lineage, replaces=True)
         return Origin(found.lineage, found.version)
 
     def worker(name: str) -> Unit:

@@ -37,9 +37,12 @@ from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.config import Config
 from shared.disk import reason, what_to_do, writing
-from shared.errors import CheckpointError, InstallationError, PrimezeroError
+from shared.errors import CheckpointError, InstallationError, PrimezeroError, StreamTimeoutError
 from shared.heap import keep_freed_memory
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
+
+# Twice the time in which a worker that has lost its connection is back.
+GATHER_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -187,8 +190,7 @@ class Trainer:
     def run(self) -> Summary:
         """Train `run.steps` batches, or until the time limit or the stop file; export; summarise."""
         config, last = self._config, self._config.run.steps - 1
-        log.info("waits for the engine%s", "s" if config.rollout.workers > 1 else "")
-        self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
+        self._gather_workers()
         version = self._version
         log.info("sends its weights")
         self._sync.begin(version)
@@ -241,6 +243,19 @@ class Trainer:
         summary = self._progress.summarise(version)
         self._pool.send_home()
         return summary
+
+    def _gather_workers(self) -> None:
+        """All of them, at a run's start; of those that a learner before this one had, whoever is left.
+
+        Those greet it within GATHER_S. Who comes later, or is started again, is brought up as any newcomer.
+        """
+        workers, limit_s = self._config.rollout.workers, self._config.rollout.start_timeout_s
+        log.info("waits for the engine%s", "s" if workers > 1 else "")
+        if self._spec.replaces:
+            with contextlib.suppress(StreamTimeoutError):
+                self._pool.wait_for_workers(workers, GATHER_S)
+            workers = 1
+        self._pool.wait_for_workers(workers, limit_s)
 
     def _recover(self, collector: Collector, resumed: TrainerState | None) -> None:
         version = self._first_version
