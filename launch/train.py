@@ -33,6 +33,7 @@ from launch.run_folder import (
     RunFolder,
     open_run_folder,
     remove_what_is_left,
+    with_choices_kept,
 )
 from launch.supervisor import Origin, Restart, Supervisor, Unit
 from launch.tracking.tracker import Tracking, check_tracking
@@ -45,7 +46,7 @@ from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
 from shared.config import Config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PlanError
 from shared.model_folder import check_model_folder, check_weights
 from shared.transport import ClientKeys, check_address, make_keys
 
@@ -76,7 +77,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     probe_ids = probe(environment, chat, config)
     check_disk(config)
     check_placement(config)
-    config = _split_gpus(config)
+    config = _split_gpus(with_choices_kept(config), asked=config)
     with open_run_folder(config, resume=resume) as run_folder:
         return _run(config, environment, probe_ids, run_folder)
 
@@ -92,11 +93,23 @@ def _resolved(config: Config) -> Config:
     return config.model_copy(update={"model": model, "learner": learner, "sync": sync, "placement": placement})
 
 
-def _split_gpus(config: Config) -> Config:
-    """With what is left to the memory plan filled in; it is printed where there are GPUs."""
+def _split_gpus(config: Config, asked: Config) -> Config:
+    """With what is left to the memory plan filled in; it is printed where there are GPUs.
+
+    asked: the configuration before `with_choices_kept`
+    """
     gpus = gpus_needed(config)
     # Where others are further away than this machine, they are taken to be as large as those here.
-    config, plan = resolve_memory(config, smallest(devices_here()[:gpus]) if gpus else None)
+    device = smallest(devices_here()[:gpus]) if gpus else None
+    try:
+        config, plan = resolve_memory(config, device)
+    except PlanError as error:
+        if (kept := config.learner.offload_optimizer) == asked.learner.offload_optimizer:
+            raise
+        raise PlanError(
+            f"{error}. The run in {config.run_folder} has begun with learner.offload_optimizer={str(kept).lower()}, "
+            "and can go on with that alone"
+        ) from error
     if plan is not None:
         print(plan_table(plan, folder_sizes(config.model.path), config.model.path.name) + "\n")
     return config
