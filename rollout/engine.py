@@ -144,7 +144,7 @@ class Engine:
         temperature; greedy ones are at temperature 1. A sample that a weight update aborts (`sync.in_flight`) goes on
         from where it was: it is neither restarted nor cut, and draws on from `continuation_seed`. Raises EngineError
         when prompt and response do not fit the engine's context, or the samples are not done within
-        `rollout.request_timeout_s`, not counting the time that the engine sleeps.
+        `rollout.request_timeout_s`, not counting the time that the engine is paused or asleep.
         """
         return await self._requests.generate(
             prompt_ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, request_id=request_id
@@ -244,11 +244,17 @@ class Engine:
         await self._sync.wake()
 
     async def check_alive(self) -> None:
-        """A round trip through the engine's processes; EngineError when one is gone or silent."""
+        """A round trip through the engine's processes; EngineError when one is gone or silent.
+
+        Behind a call of a weight update, of sleep or waking up, it would wait for that one's end: that has a time limit
+        of its own, and it is enough that the processes are there.
+        """
         self._sync.check()
         for process in self._processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise EngineError(f"an engine process (pid {process.pid}) is gone")
+        if self._sync.occupies_engine:
+            return
         check = self._link.llm.collective_rpc("check_health")
         await self._link.call("check_health", check, _ALIVE_TIMEOUT_S)
 

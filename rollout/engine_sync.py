@@ -52,6 +52,12 @@ class WeightSync:
         self._paused_at = 0.0
         self._asleep = False
         self._weights_awake = True
+        self._calls = 0
+
+    @property
+    def occupies_engine(self) -> bool:
+        """Whether a call is under way that all later ones queue behind. It ends within `sync.timeout_s`."""
+        return self._calls > 0
 
     def check(self) -> None:
         """EngineError once the engine is unusable; an update in place that was left open makes it so."""
@@ -92,7 +98,7 @@ class WeightSync:
             if not self.in_place:
                 try:
                     await self._call("update_weights", llm.update_weights(update_request(update_info)))
-                    await self._call("staging the weights", self._staging_done())
+                    await self._link.call("staging the weights", self._staging_done(), self.config.timeout_s)
                 except EngineError:
                     if not llm.errored:
                         await self._discard()
@@ -134,7 +140,6 @@ class WeightSync:
                     await self._call("going to sleep", self._link.llm.sleep(level=1, mode="keep"))
                 self._weights_awake = False
             self._asleep = True
-            self._requests.deadlines.stop()
 
     async def wake(self) -> None:
         """See `Engine.wake`."""
@@ -195,7 +200,9 @@ class WeightSync:
                 paused = False
             if paused and clear and not await self._call("clearing the cache", llm.reset_prefix_cache()):
                 raise EngineError("the engine did not clear its prefix cache")
-        if not paused:
+        if paused:
+            self._requests.deadlines.stop()
+        else:
             raise EngineError(
                 f"requests were still running after {limit_s:g} s: raise sync.timeout_s, or set sync.in_flight to keep "
                 "or abort"
@@ -209,12 +216,15 @@ class WeightSync:
                 raise EngineError("the engine did not wake up")
             self._weights_awake = True
         await self._call("resuming", llm.resume_generation())
-        if self._asleep:
-            self._asleep = False
-            self._requests.deadlines.go()
+        self._asleep = False
+        self._requests.deadlines.go()
 
     async def _call(self, what: str, call: Any) -> Any:
-        return await self._link.call(what, call, self.config.timeout_s)
+        self._calls += 1
+        try:
+            return await self._link.call(what, call, self.config.timeout_s)
+        finally:
+            self._calls -= 1
 
     async def _staging_done(self) -> None:
         # An RPC that waits would hold up generation: the engine does nothing else meanwhile.

@@ -162,6 +162,63 @@ def test_waiting_for_too_long_leaves_the_old_weights_running(in_place: bool) -> 
     run_in_virtual_time(run())
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("slow", ["start", "update", "finish", "sleep", "wake", "reset", "init"])
+def test_a_call_of_an_update_may_take_as_long_as_its_own_limit_and_the_engine_is_alive_meanwhile(
+    slow: str, in_place: bool
+) -> None:
+    """Though nothing else gets through to it."""
+
+    async def run() -> None:
+        llm = FakeLLM()
+        llm.takes = {slow: 900.0}
+        engine = engine_of(llm, SyncConfig(timeout_s=1000), in_place=in_place, sleep_mode=True)
+        checks = 0
+
+        async def look_on() -> None:
+            nonlocal checks
+            while True:
+                await asyncio.sleep(5)
+                await engine.check_alive()
+                checks += 1
+
+        watching = asyncio.create_task(look_on())
+        await engine.init_weight_transfer({})
+        await engine.sleep()
+        await engine.wake()
+        await whole_update(engine, 1)
+        assert not watching.done()
+        watching.cancel()
+        assert checks >= 100
+        llm.hangs = {"check_health"}
+        with pytest.raises(EngineError, match="check_health: the engine did not answer within 60 s"):
+            await engine.check_alive()
+
+    run_in_virtual_time(run())
+
+
+def test_time_limits_stand_still_while_an_update_is_written_in_place() -> None:
+    async def run() -> None:
+        llm = FakeLLM()
+        llm.takes = {"update": 90.0}
+        engine = engine_of(llm, SyncConfig())
+        deadlines = engine._requests.deadlines
+
+        async def request(seconds: float) -> None:
+            async with deadlines.limited():
+                await asyncio.sleep(seconds)
+
+        running = asyncio.create_task(request(deadlines.limit_s + 30))
+        late = asyncio.create_task(request(deadlines.limit_s + 200))
+        await asyncio.sleep(1)
+        await whole_update(engine)
+        await running
+        with pytest.raises(TimeoutError):
+            await late
+
+    run_in_virtual_time(run())
+
+
 def test_sleep_gives_memory_back_and_an_update_wakes_what_it_needs() -> None:
     async def run() -> None:
         llm = FakeLLM()
