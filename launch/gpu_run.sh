@@ -53,7 +53,7 @@ check_driver() {
   if [ "$gpus" -eq 0 ]; then return; fi
   .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
     fail "PyTorch cannot use the GPU: the driver is older than its CUDA, or this is not the gpu environment" \
-      "(remove .venv and run bash launch/setup.sh gpu)"
+      "(bash launch/setup.sh gpu makes it)"
 }
 
 # The model's folder, or nothing where the dry run has to do with the shape of the model.
