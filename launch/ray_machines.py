@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from shared.errors import PlacementError, PrimezeroError
 RESERVE_S = 60.0
 CLOSE_S = 2 * LEAVE_S + 10.0
 START_ATTEMPTS = 3
+LOOK_S = 2.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -64,6 +66,8 @@ class Machines:
         self._folders: dict[str, Path] = {}
         self._noting: dict[str, Any] = {}
         self._memory: dict[str, int] = {}
+        self._gone: set[str] = set()
+        self._looked_at = 0.0
 
     def open(self) -> None:
         """Start or join Ray, and reserve everybody's place. PlacementError where that cannot be."""
@@ -135,6 +139,18 @@ class Machines:
     def resident_bytes(self) -> dict[str, int]:
         """Memory of the processes of each name, as last noted."""
         return self._memory
+
+    def lost(self) -> dict[str, str]:
+        """Addresses of machines that Ray has given up, by the names of the processes that have their place there.
+
+        For good: one that comes back is another to Ray. Asked of it every LOOK_S.
+        """
+        if self._keepers and time.monotonic() - self._looked_at > LOOK_S:
+            self._looked_at = time.monotonic()
+            with contextlib.suppress(RayError):
+                self._gone |= {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        places = self._placement.places.items() if self._gone else ()
+        return {name: at.machine.address for name, at in places if at.machine.id in self._gone}
 
     def end(self, names: Collection[str]) -> None:
         """End what is left of these processes. Raises PrimezeroError when one cannot be killed, or is not known to have

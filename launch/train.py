@@ -35,7 +35,7 @@ from launch.run_folder import (
     remove_what_is_left,
     with_choices_kept,
 )
-from launch.supervisor import Origin, Restart, Supervisor, Unit
+from launch.supervisor import LOSS_S, VERDICT_S, Origin, Restart, Supervisor, Unit
 from launch.tracking.tracker import Tracking, check_tracking
 from launch.vitals import Vitals
 from learner.progress import Summary
@@ -182,7 +182,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                 vitals.look(cluster.running(), cluster.beats(), cluster.resident_bytes())
                 records.tell(observers)
 
-            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, records, tell)
+            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, records, tell, display.say)
             summary = _watch(supervisor, look_on)
             records.tell(observers)
             # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
@@ -232,6 +232,7 @@ def _supervisor(
     keys: ClientKeys | None,
     records: Records,
     tell: Callable[[Restart], None],
+    say: Callable[[str], None],
 ) -> Supervisor:
     def start_learner() -> None:
         cluster.start_learner(config, spec)
@@ -258,6 +259,8 @@ def _supervisor(
         progress=lambda: records.progress,
         finished=run_folder.finished,
         on_restart=tell,
+        on_loss=say,
+        verdict_s=LOSS_S if config.placement.kind == "cluster" and config.learner.ranks > 1 else VERDICT_S,
     )
 
 

@@ -126,6 +126,26 @@ def test_what_was_on_a_machine_that_is_gone_has_ended(spread):
     machines.end([elsewhere(machines)])
 
 
+def test_a_machine_that_ray_has_given_up_is_lost_with_all_that_had_its_place_there(spread, monkeypatch):
+    machines = spread([])
+    nodes = [{"NodeID": HERE.id, "Alive": True}, {"NodeID": OTHER.id, "Alive": True}, {"NodeID": "3", "Alive": False}]
+    asked: list[int] = []
+    monkeypatch.setattr(ray_machines, "ray", SimpleNamespace(nodes=lambda: asked.append(1) or nodes))
+    monkeypatch.setattr(ray_machines, "LOOK_S", 0.0)
+    assert machines.lost() == {}
+    nodes[1]["Alive"] = False
+    assert machines.lost() == {elsewhere(machines): "10.0.0.2"}
+    nodes.append({"NodeID": "4", "Alive": True})  # it has come back, as another
+    assert machines.lost() == {elsewhere(machines): "10.0.0.2"}
+    assert len(asked) == 3
+    monkeypatch.setattr(ray_machines, "LOOK_S", 1000.0)
+    assert machines.lost()
+    machines._keepers.clear()  # a run on one machine asks nothing
+    monkeypatch.setattr(ray_machines, "LOOK_S", 0.0)
+    machines.lost()
+    assert len(asked) == 3
+
+
 def test_what_cannot_be_killed_elsewhere_is_an_error_too(spread):
     machines = spread([4711])
     with pytest.raises(PrimezeroError, match=r"cannot be killed \(pid 4711\)"):

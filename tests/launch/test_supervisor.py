@@ -52,7 +52,9 @@ DELIBERATE = [ConfigError, ModelFolderError, WorkerFailedError, MessageError, Ch
 class World:
     """Processes that end when they are told to, a clock that moves by waiting, and a supervisor."""
 
-    def __init__(self, *, workers: int = 2, ranks: int = 2, max_restarts: int = 5) -> None:
+    def __init__(
+        self, *, workers: int = 2, ranks: int = 2, max_restarts: int = 5, verdict_s: float = VERDICT_S
+    ) -> None:
         self.now = 0.0
         self.alive: set[str] = set()
         self.started: list[tuple[float, str]] = []
@@ -62,6 +64,8 @@ class World:
         self.coming: list[tuple[float, Ended]] = []
         self.hanging: set[str] = set()
         self.progress: Counter[str] = Counter()
+        self.gone: dict[str, str] = {}
+        self.losses: list[str] = []
         names = [f"learner-{rank}" for rank in range(ranks)]
         self.units = {"learner": names} | {f"rollout-{i}": [f"rollout-{i}"] for i in range(workers)}
         learner, *rest = (self.unit(name) for name in self.units)
@@ -75,6 +79,8 @@ class World:
             progress=lambda: self.progress,
             finished=lambda: self.on_record,
             on_restart=self.restarts.append,
+            on_loss=self.losses.append,
+            verdict_s=verdict_s,
             clock=lambda: self.now,
         )
         self.supervisor.start()
@@ -122,6 +128,9 @@ class World:
 
     def running(self) -> set[str]:
         return set(self.alive)
+
+    def lost(self) -> dict[str, str]:
+        return dict(self.gone)
 
     def beats(self) -> dict[str, int]:
         return {name: -1 if name in self.hanging else int(self.now) for name in sorted(self.alive)}
@@ -367,6 +376,52 @@ def test_at_the_end_everyone_leaves_in_any_order_and_nobody_is_called_back(order
     world.supervisor.wait_for_goodbyes(60)
     assert world.alive == set()
     assert world.restarts == []
+
+
+@pytest.mark.parametrize("seen", ["lost", "died", "hangs"])
+def test_a_worker_whose_machine_is_lost_is_named_with_it_and_started_no_more(seen):
+    world = World(workers=3, max_restarts=1)
+    world.pass_time(20)
+    if seen == "died":  # and Ray has not given its machine up yet
+        world.dies("rollout-1")
+        world.pass_time(1)
+    elif seen == "hangs":
+        world.hanging.add("rollout-1")
+        world.pass_time(HANG_S + 5)
+    restarts = len(world.restarts)
+    world.gone["rollout-1"] = "10.0.0.2"
+    world.hanging.add("rollout-1")
+    world.pass_time(5 * WINDOW_S)
+    world.dies("rollout-1")
+    world.pass_time(5 * WINDOW_S)
+    assert world.alive == world.everyone() - {"rollout-1"}
+    assert len(world.restarts) == restarts == (seen != "lost")
+    [loss] = world.losses
+    assert loss.startswith("machine 10.0.0.2 is lost, and with it rollout-1: the run goes on with the others")
+    world.dies("learner-0")
+    world.pass_time(LONGEST_BACKOFF_S)
+    assert world.alive == world.everyone() - {"rollout-1"}
+
+
+def test_a_run_whose_last_worker_s_machine_is_lost_ends():
+    world = World()
+    world.gone["rollout-0"] = "10.0.0.2"
+    world.pass_time(60)
+    world.gone["rollout-1"] = "10.0.0.3"
+    with pytest.raises(PrimezeroError, match=r"machine 10\.0\.0\.3 is lost, and with it rollout-1, without which"):
+        world.pass_time(60)
+
+
+@pytest.mark.parametrize("heard", [None, RuntimeError("DistStoreError: wait timeout")])
+def test_a_learner_rank_s_machine_that_is_lost_ends_the_run_and_is_named(heard):
+    """Also where the other ranks fail for it a while before Ray is sure."""
+    world = World(ranks=3, verdict_s=60)
+    if heard is not None:
+        world.ends(Ended("learner-0", error=heard))
+        world.pass_time(40)
+    world.gone |= {"learner-1": "10.0.0.2", "rollout-1": "10.0.0.2"}
+    with pytest.raises(PrimezeroError, match=r"machine 10\.0\.0\.2 is lost, and with it learner-1, without which"):
+        world.pass_time(60)
 
 
 def test_how_the_others_leave_after_the_summary_no_longer_matters():
