@@ -33,6 +33,11 @@ class Device:
     memory: int
     used: int = 0
 
+    @property
+    def room(self) -> int:
+        """Bytes that can be had now."""
+        return self.memory - self.used
+
 
 # In place of one that is cut into slices: what of it is free for whom nvidia-smi does not tell in this way.
 _SLICED = Device("", 0)
@@ -114,4 +119,4 @@ def _reserved(mib: str) -> int:
 
 def smallest(devices: Sequence[Device]) -> Device:
     """That with the least to be had: what fits it fits the others."""
-    return min(devices, key=lambda device: device.memory - device.used)
+    return min(devices, key=lambda device: device.room)
