@@ -212,7 +212,7 @@ class Trainer:
             self._settle()
             self._progress.lap("sync_s")
             beside_training = False
-            if final or version % config.sync.every == 0:
+            if final or self._is_synced(version):
                 self._finish_evaluation()
                 self._progress.lap("evaluation_wait_s")
                 self._sync.begin(version)
@@ -277,7 +277,7 @@ class Trainer:
     def _train_batch(self, number: int) -> dict[str, object]:
         batch = self._pool.wait_for_batch(number, self._attend)
         self._progress.lap("wait_s")
-        self._put_to_sleep()
+        self._put_to_sleep(for_update=self._is_synced(number + 1))
         rows = self._normaliser.select(batch)
         training_batch = self._normaliser.training_batch(rows, self._reward_penalty(rows))
         trained = self._policy.train(training_batch)
@@ -342,12 +342,16 @@ class Trainer:
         if not spoils:
             self._sync.newcomers(self._version)
 
-    def _put_to_sleep(self) -> None:
+    def _is_synced(self, version: int) -> bool:
+        """Whether the workers get `version` in any case; one that turns out to be the last they get, too."""
+        return version == self._config.run.steps or version % self._config.sync.every == 0
+
+    def _put_to_sleep(self, *, for_update: bool) -> None:
         """Where engines and learner take turns on one device, it is the learner's from here on."""
         if self._config.rollout.colocation == "alternate":
             self._finish_evaluation()
             self._progress.lap("evaluation_wait_s")
-            requests = dict.fromkeys(self._pool.ready(), msg.Sleep())
+            requests = dict.fromkeys(self._pool.ready(), msg.Sleep(for_update))
             self._asleep = list(self._pool.call(requests, self._config.sync.timeout_s))
             self._progress.lap("sleep_s")
 

@@ -200,6 +200,10 @@ class Engine:
         """Prepare for updates from a learner; WeightSyncError if it speaks another format."""
         await self._sync.init(init_info)
 
+    async def forget_learner(self) -> None:
+        """Let go of what is held of a learner that has left: its buffer's memory, or a group with it."""
+        await self._sync.forget_learner()
+
     async def start_weight_update(self) -> None:
         """Begin an update; one that was begun before and not finished is forgotten.
 
@@ -230,14 +234,15 @@ class Engine:
         """
         return await self._sync.finish(version)
 
-    async def sleep(self) -> None:
+    async def sleep(self, *, for_update: bool = False) -> None:
         """Stop generating, and give the machine to the learner: the cores, or, under `alternate`, the GPU's memory.
 
         Running requests are frozen (under `sync.in_flight` = wait, waited for); new ones queue. A weight update may
-        come meanwhile, and ends the sleep. EngineError once the engine is unusable; WeightSyncError, with generation
+        come meanwhile, and ends the sleep; with `for_update` nothing else does, and the weights that it brings are not
+        kept. EngineError once the engine is unusable; WeightSyncError, with generation
         going on, when waiting takes too long, and with the engine unusable after any other failure.
         """
-        await self._sync.sleep()
+        await self._sync.sleep(for_update=for_update)
 
     async def wake(self) -> None:
         """Go on generating after `sleep`, with everything that was running or has queued; awake, do nothing."""

@@ -52,6 +52,7 @@ class WeightSync:
         self._paused_at = 0.0
         self._asleep = False
         self._weights_awake = True
+        self._weights_kept = True
         self._calls = 0
 
     @property
@@ -69,6 +70,13 @@ class WeightSync:
         """See `Engine.init_weight_transfer`."""
         async with self._one_step("the weight-sync handshake failed"):
             await self._call("the handshake", self._link.llm.init_weight_transfer_engine(init_request(init_info)))
+
+    async def forget_learner(self) -> None:
+        """See `Engine.forget_learner`. An update in place that it left open cannot be given up: the next one fails."""
+        async with self._one_step("letting go of the learner failed"):
+            if self._heard_at is None:
+                self._received, self._version = False, None
+                await self._call("letting go", self._link.llm.collective_rpc("primezero_forget_learner"))
 
     async def start(self) -> None:
         """See `Engine.start_weight_update`."""
@@ -126,7 +134,7 @@ class WeightSync:
             await self._pause(self.config.in_flight)
             return await self._swap(version, begin)
 
-    async def sleep(self) -> None:
+    async def sleep(self, *, for_update: bool = False) -> None:
         """See `Engine.sleep`."""
         async with self._one_step("the engine could not go to sleep"):
             if self._heard_at is not None:
@@ -137,8 +145,10 @@ class WeightSync:
             await self._pause("wait" if self.config.in_flight == "wait" else "keep")
             if self.sleep_mode:
                 async with self._or_unusable("going to sleep"):
-                    await self._call("going to sleep", self._link.llm.sleep(level=1, mode="keep"))
-                self._weights_awake = False
+                    # Copied to the host's memory and back, they would be overwritten at once.
+                    level = 2 if for_update and self.in_place else 1
+                    await self._call("going to sleep", self._link.llm.sleep(level=level, mode="keep"))
+                self._weights_awake, self._weights_kept = False, level == 1
             self._asleep = True
 
     async def wake(self) -> None:
@@ -146,6 +156,8 @@ class WeightSync:
         async with self._one_step("the engine could not wake up"):
             if self._heard_at is not None:
                 raise EngineError("a weight update is open, and ends with waking up")
+            if not self._weights_kept:
+                raise EngineError("it sleeps until a weight update, and has no weights before")
             if self._asleep:
                 async with self._or_unusable("waking up"):
                     await self._resume()
@@ -159,7 +171,7 @@ class WeightSync:
                 raise EngineError(f"asked to finish weight version {version}, but {received} was received")
         self._heard_at = time.monotonic()
         timings = await self._swap(version, self._paused_at)
-        self._heard_at = None
+        self._heard_at, self._weights_kept = None, True
         return timings
 
     async def _swap(self, version: int, paused_at: float) -> SyncTimings:

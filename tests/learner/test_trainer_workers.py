@@ -200,6 +200,8 @@ def test_engines_and_learner_take_turns(make_run):
         *["Sleep", "train", "Wake"],
         *["Sleep", "train", *sync, "Evaluate"],
     ]
+    for_update = [request.for_update for request in run.workers[0].requests if isinstance(request, msg.Sleep)]
+    assert for_update == [False, True, False, True]  # as the engine is told that it need not keep its weights
     asleep = False
     for _, what in run.journal:
         asleep = what == "Sleep" or (asleep and what not in ("Wake", "FinishUpdate"))
