@@ -162,14 +162,14 @@ class Supervisor:
         finished: Callable[[], Summary | None],
         on_restart: Callable[[Restart], None],
         on_loss: Callable[[str], None] = lambda _: None,
-        verdict_s: float = VERDICT_S,
+        loss_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         progress: by the name of the unit a count of what it has got done, which the same work done again does not raise
         finished: the summary on record if the run is complete: a learner may die between that and returning it
         on_loss: is told, in words, that a machine is lost
-        verdict_s: how long after a learner rank's error the death of another may still be heard of
+        loss_s: how long after a failure that is its cause a machine may turn out to be lost; 0 where there is but one
         """
         self._processes = processes
         self._learner = learner
@@ -180,7 +180,7 @@ class Supervisor:
         self._finished = finished
         self._on_restart = on_restart
         self._on_loss = on_loss
-        self._verdict_s = verdict_s
+        self._loss_s = loss_s
         self._clock = clock
         self._liveness = Liveness(hang_timeout_s, clock)
         self._doubts: list[_Doubt] = []
@@ -208,15 +208,18 @@ class Supervisor:
         for ended in sorted(self._processes.poll(max(0.0, min([timeout_s, *(t - now for t in times)]))), key=_order):
             if self.summary is None:
                 self._see_to(ended)
-        due = [doubt for doubt in self._doubts if doubt.until <= self._clock()]
-        for doubt in due:
-            if self.summary is None and doubt in self._doubts:
-                self._doubts.remove(doubt)
-                doubt.judge()
+        self._judge()
         for name in self._liveness.hanging(self._processes.beats()):
             if self.summary is None:
                 self._see_to(Ended(name, error=ProcessHangs(self._liveness.limit_s)))
+                self._judge()
         return self.summary
+
+    def _judge(self) -> None:
+        """Of the doubts, those whose time has come."""
+        while self.summary is None and (due := [doubt for doubt in self._doubts if doubt.until <= self._clock()]):
+            self._doubts.remove(due[0])
+            due[0].judge()
 
     def wait_for_goodbyes(self, timeout_s: float) -> None:
         """After the summary: let the processes that the learner has sent home leave. How they do no longer matters."""
@@ -267,7 +270,7 @@ class Supervisor:
         else:
             until = self._clock()
             if not self._processes.running().isdisjoint(self._learner.processes):
-                until += VERDICT_S if isinstance(ended.error, PrimezeroError) else self._verdict_s
+                until += VERDICT_S if isinstance(ended.error, PrimezeroError) else max(VERDICT_S, self._loss_s)
             self._doubts.append(_Doubt(until, self._learner, lambda: self._give_up_for(ended)))
 
     def _give_up_for(self, ended: Ended) -> None:
@@ -292,10 +295,12 @@ class Supervisor:
         before = len(unit.failures)
         if before >= self._max_restarts:
             times = f", after {before} restarts within ten minutes or without progress since" if before else ""
-            raise PrimezeroError(
+            error = PrimezeroError(
                 f"{reason}{times} (run.max_restarts={self._max_restarts}); see {self._log(process)}. Given again, the "
                 "same command goes on from the last checkpoint"
             )
+            self._doubts.append(_Doubt(now + self._loss_s, unit, lambda: _raise(error)))
+            return
         delay = min(LONGEST_BACKOFF_S, 2.0 ** (before - 1)) if before else 0.0
         unit.failures.append(_Failure(now, progress))
         unit.due = now + delay
@@ -315,6 +320,10 @@ class Supervisor:
 
     def _log(self, process: str) -> Path:
         return self._logs / f"{process}.log"
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _order(ended: Ended) -> int:

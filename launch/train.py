@@ -35,7 +35,7 @@ from launch.run_folder import (
     remove_what_is_left,
     with_choices_kept,
 )
-from launch.supervisor import LOSS_S, VERDICT_S, Origin, Restart, Supervisor, Unit
+from launch.supervisor import LOSS_S, Origin, Restart, Supervisor, Unit
 from launch.tracking.tracker import Tracking, check_tracking
 from launch.vitals import Vitals
 from learner.progress import Summary
@@ -260,7 +260,7 @@ def _supervisor(
         finished=run_folder.finished,
         on_restart=tell,
         on_loss=say,
-        verdict_s=LOSS_S if config.placement.kind == "cluster" and config.learner.ranks > 1 else VERDICT_S,
+        loss_s=LOSS_S if config.placement.kind == "cluster" else 0.0,
     )
 
 

@@ -52,9 +52,7 @@ DELIBERATE = [ConfigError, ModelFolderError, WorkerFailedError, MessageError, Ch
 class World:
     """Processes that end when they are told to, a clock that moves by waiting, and a supervisor."""
 
-    def __init__(
-        self, *, workers: int = 2, ranks: int = 2, max_restarts: int = 5, verdict_s: float = VERDICT_S
-    ) -> None:
+    def __init__(self, *, workers: int = 2, ranks: int = 2, max_restarts: int = 5, loss_s: float = 0.0) -> None:
         self.now = 0.0
         self.alive: set[str] = set()
         self.started: list[tuple[float, str]] = []
@@ -80,7 +78,7 @@ class World:
             finished=lambda: self.on_record,
             on_restart=self.restarts.append,
             on_loss=self.losses.append,
-            verdict_s=verdict_s,
+            loss_s=loss_s,
             clock=lambda: self.now,
         )
         self.supervisor.start()
@@ -415,13 +413,30 @@ def test_a_run_whose_last_worker_s_machine_is_lost_ends():
 @pytest.mark.parametrize("heard", [None, RuntimeError("DistStoreError: wait timeout")])
 def test_a_learner_rank_s_machine_that_is_lost_ends_the_run_and_is_named(heard):
     """Also where the other ranks fail for it a while before Ray is sure."""
-    world = World(ranks=3, verdict_s=60)
+    world = World(ranks=3, loss_s=60)
     if heard is not None:
         world.ends(Ended("learner-0", error=heard))
         world.pass_time(40)
     world.gone |= {"learner-1": "10.0.0.2", "rollout-1": "10.0.0.2"}
     with pytest.raises(PrimezeroError, match=r"machine 10\.0\.0\.2 is lost, and with it learner-1, without which"):
         world.pass_time(60)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_one_that_dies_over_and_over_since_its_machine_is_lost_ends_no_run_before_that_is_known(lost):
+    world = World(max_restarts=1, loss_s=60)
+    for _ in range(2):
+        world.pass_time(5)
+        world.dies("rollout-0")
+    world.pass_time(30)
+    assert world.alive == world.everyone() - {"rollout-0"}
+    if lost:
+        world.gone["rollout-0"] = "10.0.0.2"
+        world.pass_time(WINDOW_S)
+        assert world.losses
+    else:
+        with pytest.raises(PrimezeroError, match="rollout-0 died, after 1 restarts"):
+            world.pass_time(31)
 
 
 def test_how_the_others_leave_after_the_summary_no_longer_matters():
