@@ -1,5 +1,6 @@
 # A CUDA image that runs launch/single_a100.sh:
 #   docker build --tag primezero .
+#   mkdir -p models runs && sudo chown 1000 models runs    # the number of the image's user
 #   docker run --gpus all --shm-size 8g -v "$PWD/models:/primezero/models" -v "$PWD/runs:/primezero/runs" primezero
 # Words after the image's name go to the script, as in `... primezero --dry-run`.
 # The development image: DeepSpeed asks for nvcc, and Triton and AdamW on the host's cores for a compiler.

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.installation import installation
 from launch.local_processes import LocalProcesses
 from launch.plan.devices import devices_here, smallest
 from launch.private_folder import PrivateFolder, remove_leftovers
@@ -131,11 +132,15 @@ class MachineKeeper:
         """A small file; None where there is none here."""
         return file.read_bytes() if file.is_file() else None
 
-    def gpu_memory(self) -> int:
-        """Bytes of the smallest GPU of this machine."""
+    def installation(self) -> dict[str, str]:
+        """As launch/installation.py tells of this machine."""
+        return installation()
+
+    def gpu_room(self, count: int) -> int:
+        """Bytes that can be had of the fullest of the first so many GPUs of this machine."""
         if not os.environ.get("CUDA_VISIBLE_DEVICES"):  # Ray has hidden them from who asks for none
             os.environ.pop("CUDA_VISIBLE_DEVICES", None)
-        return smallest(devices_here()).memory
+        return smallest(devices_here()[:count]).room
 
     def note(self) -> dict[str, int]:
         """As `LocalProcesses.note`; their resident bytes."""

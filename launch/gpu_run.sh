@@ -25,12 +25,27 @@ read_words() {
   done
 }
 
+# A line for each GPU that CUDA is to see, by number or UUID, as launch/plan/devices.py has them: index, UUID, whether it
+# is in slices, name, driver, memory. nvidia-smi itself tells of the others, too.
+visible_gpus() {
+  nvidia-smi --query-gpu=index,uuid,mig.mode.current,name,driver_version,memory.total --format=csv,noheader 2>/dev/null |
+    awk -F ', *' -v seen="${CUDA_VISIBLE_DEVICES-all}" 'BEGIN { count = split(seen, names, " *, *") }
+      { for (i = 1; i <= count; i++)
+          if (seen == "all" || names[i] == $1 || (names[i] ~ /^GPU-/ && index($2, names[i]) == 1)) { print; break } }'
+}
+
 check_gpus() {
-  local found only=()
-  # nvidia-smi itself tells of those, too, that CUDA is not to see. It knows them by number, but not slices of a GPU.
-  if [[ ${CUDA_VISIBLE_DEVICES-all} =~ ^[0-9,]*$ ]]; then only=("--id=$CUDA_VISIBLE_DEVICES"); fi
-  found=$(nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader \
-    ${only[@]+"${only[@]}"} 2>/dev/null) || found=
+  local found
+  found=$(visible_gpus) || found=
+  if [[ ${CUDA_VISIBLE_DEVICES-} == *MIG* ]] || grep -q '^[^,]*,[^,]*, Enabled,' <<<"$found"; then
+    local slices="a GPU is in slices here (MIG), which a run cannot use: give it whole ones (nvidia-smi -mig 0, or others in"
+    slices+=" CUDA_VISIBLE_DEVICES)"
+    [ -n "$dry_run" ] || fail "$slices"
+    say "$slices; the plan below is for $assumed_gpus"
+    gpus=0
+    return
+  fi
+  found=$(cut -d, -f4- <<<"$found" | sed 's/^ *//')
   gpus=$(printf '%s' "$found" | grep -c . || true)
   if [ -n "$found" ]; then printf '%s\n' "$found" | sed "s/^/$name: GPU: /"; fi
   if [ "$gpus" -ge "$fewest_gpus" ]; then return; fi
@@ -53,27 +68,59 @@ check_driver() {
   if [ "$gpus" -eq 0 ]; then return; fi
   .venv/bin/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' ||
     fail "PyTorch cannot use the GPU: the driver is older than its CUDA, or this is not the gpu environment" \
-      "(remove .venv and run bash launch/setup.sh gpu)"
+      "(bash launch/setup.sh gpu makes it)"
+}
+
+# Whether the model's folder is whole: while files are fetched into it, and where that was cut short, it has a mark.
+model_is_there() { [ -f "$model/config.json" ] && [ ! -e "$model/.incomplete" ]; }
+
+# Whether this user can write in the folder, or make it.
+can_write() {
+  local at=$1
+  until [ -e "$at" ]; do at=$(dirname "$at"); done
+  [ -d "$at" ] && [ -w "$at" ] && [ -x "$at" ]
+}
+
+check_folders() {
+  local folder wanted=() unwritable
+  if ! model_is_there && [ -z "${MODEL:-}" ]; then wanted+=("$model"); fi
+  if [[ " ${overrides[*]-}" != *" --run.folder"* ]] && ! grep -Eq '^folder *=' "$config"; then wanted+=(runs); fi
+  for folder in ${wanted[@]+"${wanted[@]}"}; do
+    if can_write "$folder"; then continue; fi
+    unwritable="$PWD/$folder cannot be written by this user, number $(id -u): make that folder, and everything in it, its"
+    unwritable+=" own (chown -R $(id -u)); where it is mounted into a container, on the machine outside"
+    [ -n "$dry_run" ] || fail "$unwritable"
+    say "$unwritable"
+  done
 }
 
 # The model's folder, or nothing where the dry run has to do with the shape of the model.
 find_model() {
-  if [ -f "$model/config.json" ]; then return; fi
-  if [ -n "${MODEL:-}" ]; then fail "MODEL=$MODEL is no model folder: config.json is missing"; fi
+  if model_is_there; then return; fi
+  if [ -n "${MODEL:-}" ]; then fail "MODEL=$MODEL is no model folder: config.json is missing, or a download into it has not ended"; fi
   if [ -n "$dry_run" ]; then
-    say "$model is not there: a run downloads $hub_model into it; the plan below is for its shape, qwen2.5-3b"
+    say "$model is not there, or not whole: a run downloads $hub_model into it; the plan below is for its shape, qwen2.5-3b"
     return
   fi
   say "downloading $hub_model into $model (6 GB)"
-  .venv/bin/hf download "$hub_model" --local-dir "$model" --exclude "*.bin" --exclude "*.pth" >/dev/null ||
-    fail "$hub_model cannot be downloaded here. Put its files (config.json, *.safetensors, tokenizer*.json," \
-      "generation_config.json) into $PWD/$model, or name a folder that has them with MODEL=folder"
+  mkdir -p "$model"
+  touch "$model/.incomplete"
+  if .venv/bin/hf download "$hub_model" --local-dir "$model" --exclude "*.bin" --exclude "*.pth" >/dev/null; then
+    rm "$model/.incomplete"
+    return
+  fi
+  local remove="and remove $model/.incomplete, "
+  if [ ! -f "$model/config.json" ]; then rm "$model/.incomplete" && remove=; fi
+  fail "$hub_model cannot be downloaded here; the same command goes on with what has come. Or put its files (config.json," \
+    "*.safetensors, tokenizer*.json, generation_config.json) into $PWD/$model, ${remove}or name a folder that has them" \
+    "with MODEL=folder"
 }
 
 # Everything that is checked and set up before a run, or before the plan of a dry run.
 prepare() {
   [ -f "$config" ] || fail "CONFIG=$config does not exist"
   check_gpus
+  check_folders
   set_up
   # For ninja too, which compiles an offloaded optimizer.
   export PATH="$PWD/.venv/bin:$PATH"
@@ -90,7 +137,7 @@ plan_or_train() {
   local words=("$@" ${overrides[@]+"${overrides[@]}"}) resume=()
   if [ -n "$dry_run" ]; then
     local shown=$model device=()
-    [ -f "$model/config.json" ] || shown=qwen2.5-3b
+    model_is_there || shown=qwen2.5-3b
     [ "$gpus" -gt 0 ] || device=(--device a100-80gb)
     primezero plan --model "$shown" ${device[@]+"${device[@]}"} --config "$config" ${words[@]+"${words[@]}"}
     say "dry run: nothing was started"

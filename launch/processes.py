@@ -9,8 +9,9 @@ import random
 import socket
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -110,19 +111,39 @@ def _first_passing_port() -> int:
 
 
 def listen_towards(host: str) -> None:
-    """Have gloo and NCCL, in this process and its children, listen at the interface that leads to `host` alone."""
-    family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)  # sends nothing
-        own = probe.getsockname()[0]
-    interface = next(
-        name
-        for name, addresses in psutil.net_if_addrs().items()
-        if any(each.address.partition("%")[0] == own for each in addresses)
-        or (is_loopback(own) and any(is_loopback(each.address) for each in addresses))
-    )
+    """Have gloo and NCCL, in this process and its children, listen at the interface that leads to `host` alone.
+
+    PlacementError where none does.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing
+            own = probe.getsockname()[0]
+    except OSError as error:
+        raise PlacementError(
+            f"from the machine {socket.gethostname()} no way leads to {host}, where the first learner rank listens "
+            f"({error.strerror or error}): set placement.host to an address of its machine that this one reaches"
+        ) from error
+    there = psutil.net_if_addrs()
+    interface = _interface_of(own, there)
+    if interface is None:
+        listed = "; ".join(f"{name}: {', '.join(each.address for each in there[name])}" for name in sorted(there))
+        raise PlacementError(
+            f"the machine {socket.gethostname()} reaches {host} from its address {own}, which is no network "
+            f"interface's, as gloo and NCCL need it ({listed}): set placement.host to an address that leads through one"
+        )
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     os.environ["NCCL_SOCKET_IFNAME"] = f"={interface}"  # this very one, and none whose name goes on
+
+
+def _interface_of(own: str, there: Mapping[str, Sequence[Any]]) -> str | None:
+    """The name of the interface that has this address."""
+    for name, addresses in there.items():
+        if any(each.address.partition("%")[0] == own for each in addresses):
+            return name
+    loopback = (name for name, addresses in there.items() if any(is_loopback(each.address) for each in addresses))
+    return next(loopback, None) if is_loopback(own) else None
 
 
 def keep_to(cores: Collection[int]) -> None:

@@ -118,6 +118,10 @@ class Cluster:
         ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=timeout_s)
         return [_ended(self._running.pop(reference), reference) for reference in ready]
 
+    def lost(self) -> dict[str, str]:
+        """Addresses of machines that are gone, by the names of the processes that have their place there."""
+        return self._machines.lost()
+
     def beats(self) -> dict[str, int]:
         """Signs of life that each process at work has given, as far as they have answered by now; −1 before."""
         for name in self.running():

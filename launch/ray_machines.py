@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 from launch import ray_instance
 from launch.actors import MachineKeeper
+from launch.installation import differences, installation
 from launch.local_processes import KILLED_S, LEAVE_S, LocalProcesses
 from launch.placement import Machine, Placement, cluster_address, describe, gpus_needed, learner_names, place
 from launch.plan.devices import GIB, devices_here, smallest
@@ -30,6 +32,7 @@ from shared.errors import PlacementError, PrimezeroError
 RESERVE_S = 60.0
 CLOSE_S = 2 * LEAVE_S + 10.0
 START_ATTEMPTS = 3
+LOOK_S = 2.0
 LOOPBACK = "127.0.0.1"
 
 
@@ -64,6 +67,8 @@ class Machines:
         self._folders: dict[str, Path] = {}
         self._noting: dict[str, Any] = {}
         self._memory: dict[str, int] = {}
+        self._gone: set[str] = set()
+        self._looked_at = 0.0
 
     def open(self) -> None:
         """Start or join Ray, and reserve everybody's place. PlacementError where that cannot be."""
@@ -136,6 +141,18 @@ class Machines:
         """Memory of the processes of each name, as last noted."""
         return self._memory
 
+    def lost(self) -> dict[str, str]:
+        """Addresses of machines that Ray has given up, by the names of the processes that have their place there.
+
+        For good: one that comes back is another to Ray. Asked of it every LOOK_S.
+        """
+        if self._keepers and time.monotonic() - self._looked_at > LOOK_S:
+            self._looked_at = time.monotonic()
+            with contextlib.suppress(RayError):
+                self._gone |= {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+        places = self._placement.places.items() if self._gone else ()
+        return {name: at.machine.address for name, at in places if at.machine.id in self._gone}
+
     def end(self, names: Collection[str]) -> None:
         """End what is left of these processes. Raises PrimezeroError when one cannot be killed, or is not known to have
         ended."""
@@ -194,15 +211,21 @@ class Machines:
             ) from error
 
     def _check_others(self, placement: Placement) -> None:
-        """That every other machine has the model, and GPUs as large as the plan takes them to be; one with learner
-        ranks also this very run folder, since they write their parts of checkpoints there."""
+        """That every other machine has this software, the model, and as much room on its GPUs as the plan takes there
+        to be; one with learner ranks also this very run folder, since they write their parts of checkpoints there."""
         model, record = self._config.model.path / "config.json", self._run_folder / RECORD_FILE
         with_ranks = {placement.places[name].machine.id for name in learner_names(self._config)}
         with_gpus = self._config.placement.resolved_device == "cuda"
+        here = installation()
         for machine in placement.machines():
             keeper = self._keepers.get(machine.id)
             if keeper is None:
                 continue
+            if different := differences(here, self._ask(machine, keeper.installation.remote())):
+                raise PlacementError(
+                    f"machine {machine.address} has other software than this one: {', '.join(different)}. Bring this "
+                    "very checkout there, to the same path, and set it up again with launch/setup.sh"
+                )
             if self._ask(machine, keeper.read.remote(model)) != model.read_bytes():
                 raise PlacementError(
                     f"machine {machine.address} does not have this model at {self._config.model.path}: every machine "
@@ -216,10 +239,14 @@ class Machines:
                 )
             if not with_gpus:
                 continue
-            if (there := self._ask(machine, keeper.gpu_memory.remote())) < smallest(devices_here()).memory:
+            count = sum(bundle.gpus for bundle in placement.bundles if bundle.machine.id == machine.id)
+            there = self._ask(machine, keeper.gpu_room.remote(count))
+            planned = smallest(devices_here()[: gpus_needed(self._config)]).room
+            if there < planned:
                 raise PlacementError(
-                    f"machine {machine.address} has a GPU of {there / GIB:.1f} GiB, less than those of this machine, "
-                    "which the memory plan is made for: give the command on that machine"
+                    f"machine {machine.address} has a GPU of which {there / GIB:.1f} GiB can be had, less than the "
+                    f"{planned / GIB:.1f} here, which the memory plan is made for: end what takes the rest (nvidia-smi "
+                    "names it), or give the command on that machine"
                 )
 
     def _reserve(self, placement: Placement) -> None:

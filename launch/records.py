@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,18 +31,23 @@ class Records:
     """Follows metrics.jsonl and evaluations.jsonl of a run that begins, or goes on, at `version`.
 
     past_steps, past_evaluations: on record from before, up to that version; the learner cuts off the rest
+    progress: of each unit (see launch/supervisor.py), what it has done that can be told: of the learner, the furthest
+        step so far; of a rollout worker, the tickets that it has closed in the steps since
     """
 
     def __init__(self, run_folder: Path, version: int) -> None:
         metrics, evaluations = run_folder / METRICS_FILE, run_folder / EVALUATIONS_FILE
         self.past_steps = _up_to(metrics, "step", version)
         self.past_evaluations = _up_to(evaluations, "version", version)
+        self.progress = Counter({"learner": version})
         self._metrics = Follower(metrics)
         self._evaluations = Follower(evaluations)
 
     def tell(self, observers: Sequence[Observer]) -> None:
         """Hand on what has been recorded since the last time."""
         for record in self._metrics.new():
+            self.progress["learner"] = max(self.progress["learner"], record.get("step", 0))
+            self.progress.update(record.get("workers", {}).get("tickets_closed", {}))
             for observer in observers:
                 observer.step(record)
         for record in self._evaluations.new():

@@ -26,7 +26,7 @@ class RestartLog:
     def write(self, restart: Restart) -> None:
         """Append one restart.
 
-        time: of the decision, ISO 8601, UTC; number: within ten minutes; delay_s: from then to the start; lineage:
+        time: of the decision, ISO 8601, UTC; number: as in `Restart`; delay_s: from then to the start; lineage:
         the run's from now on; version: what the learner goes on from, null for a rollout worker
         """
         self._log.write(

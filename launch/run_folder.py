@@ -109,6 +109,20 @@ def remove_what_is_left(config: Config) -> None:
             remove_leftovers(folder)
 
 
+def with_choices_kept(config: Config) -> Config:
+    """Where this configuration goes on with a run, what that one chose of what is left open and its checkpoints depend
+    on: chosen anew, on another GPU or beside others' work, it could come out differently."""
+    folder = config.run_folder.resolve()
+    if config.learner.offload_optimizer != "auto" or config.run.overwrite or not _begun(folder):
+        return config
+    try:
+        chosen = load_config(folder / CONFIG_FILE).learner.offload_optimizer
+    except ConfigError:
+        return config  # `open_run_folder` says what is wrong
+    learner = config.learner.model_copy(update={"offload_optimizer": chosen})
+    return config.model_copy(update={"learner": learner})
+
+
 def is_going(folder: Path) -> bool:
     """Whether the run in this folder lives."""
     try:

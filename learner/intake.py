@@ -33,11 +33,13 @@ class StreamCost:
 class Taken:
     """What became of a message's tickets.
 
+    new: how many are on record from now on
     safe: sequence numbers of those that can be acknowledged, since they are on record now, or were before
     outdated: how many are of an earlier lineage, and are dropped
     faults: of all others, each its own
     """
 
+    new: int = 0
     safe: list[int] = field(default_factory=list)
     outdated: int = 0
     faults: list[MessageError] = field(default_factory=list)
@@ -78,6 +80,7 @@ class Intake:
             for (closed, _, _), position in zip(new.values(), positions, strict=True):
                 self._collector.take(closed, position)
                 worker.open.discard(closed.id)
+            taken.new = len(new)
         return taken
 
     def _checked(self, worker: Worker, written: TicketFrame) -> tuple[ClosedTicket, Took, Frame]:

@@ -35,11 +35,15 @@ class Worker:
 
 @dataclass(slots=True)
 class Turnover:
-    """What has come and gone: workers brought to the weights, those that left, tickets issued again for it."""
+    """What has come and gone: workers brought to the weights, those that left, tickets issued again for it.
+
+    tickets_closed: those that were taken, by the name of the worker that closed them
+    """
 
     workers_joined: int = 0
     workers_lost: int = 0
     tickets_reissued: int = 0
+    tickets_closed: dict[str, int] = field(default_factory=dict)
 
 
 def deal(waiting: deque[Ticket], workers: Collection[Worker], limit: int) -> dict[bytes, list[Ticket]]:

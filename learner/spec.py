@@ -30,6 +30,7 @@ class LearnerSpec:
     checkpoints: where they are kept; resume_from: the one that the run goes on from, if any
     lineage: how often the run, or its learner, has been started before, so that a ticket's name never means two things
     stop_file: the run ends after the step during which this file appears
+    replaces: whether it is started in the place of a learner that died, while the workers that are left go on
     """
 
     endpoint: str
@@ -43,3 +44,4 @@ class LearnerSpec:
     stop_file: Path
     keys: ServerKeys | None = None
     host: str = "127.0.0.1"
+    replaces: bool = False

@@ -38,9 +38,12 @@ from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.config import Config
 from shared.disk import reason, what_to_do, writing
-from shared.errors import CheckpointError, InstallationError, PrimezeroError
+from shared.errors import CheckpointError, InstallationError, PrimezeroError, StreamTimeoutError
 from shared.heap import keep_freed_memory
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
+
+# Twice the time in which a worker that has lost its connection is back.
+GATHER_S = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -189,8 +192,7 @@ class Trainer:
     def run(self) -> Summary:
         """Train `run.steps` batches, or until the time limit or the stop file; export; summarise."""
         config, last = self._config, self._config.run.steps - 1
-        log.info("waits for the engine%s", "s" if config.rollout.workers > 1 else "")
-        self._pool.wait_for_workers(config.rollout.workers, config.rollout.start_timeout_s)
+        self._gather_workers()
         version = self._version
         log.info("sends its weights")
         self._sync.begin(version)
@@ -212,7 +214,7 @@ class Trainer:
             self._settle()
             self._progress.lap("sync_s")
             beside_training = False
-            if final or version % config.sync.every == 0:
+            if final or self._is_synced(version):
                 self._finish_evaluation()
                 self._progress.lap("evaluation_wait_s")
                 self._sync.begin(version)
@@ -244,6 +246,19 @@ class Trainer:
         self._pool.send_home()
         return summary
 
+    def _gather_workers(self) -> None:
+        """All of them, at a run's start; of those that a learner before this one had, whoever is left.
+
+        Those greet it within GATHER_S. Who comes later, or is started again, is brought up as any newcomer.
+        """
+        workers, limit_s = self._config.rollout.workers, self._config.rollout.start_timeout_s
+        log.info("waits for the engine%s", "s" if workers > 1 else "")
+        if self._spec.replaces:
+            with contextlib.suppress(StreamTimeoutError):
+                self._pool.wait_for_workers(workers, GATHER_S)
+            workers = 1
+        self._pool.wait_for_workers(workers, limit_s)
+
     def _recover(self, collector: Collector, resumed: TrainerState | None) -> None:
         version = self._first_version
         held = [] if resumed is None else collector.restore(resumed.collector)
@@ -264,7 +279,7 @@ class Trainer:
     def _train_batch(self, number: int) -> dict[str, object]:
         batch = self._pool.wait_for_batch(number, self._attend)
         self._progress.lap("wait_s")
-        self._put_to_sleep()
+        self._put_to_sleep(for_update=self._is_synced(number + 1))
         rows = self._normaliser.select(batch)
         training_batch = self._normaliser.training_batch(rows, self._reward_penalty(rows))
         trained = self._policy.train(training_batch)
@@ -329,12 +344,16 @@ class Trainer:
         if not spoils:
             self._sync.newcomers(self._version)
 
-    def _put_to_sleep(self) -> None:
+    def _is_synced(self, version: int) -> bool:
+        """Whether the workers get `version` in any case; one that turns out to be the last they get, too."""
+        return version == self._config.run.steps or version % self._config.sync.every == 0
+
+    def _put_to_sleep(self, *, for_update: bool) -> None:
         """Where engines and learner take turns on one device, it is the learner's from here on."""
         if self._config.rollout.colocation == "alternate":
             self._finish_evaluation()
             self._progress.lap("evaluation_wait_s")
-            requests = dict.fromkeys(self._pool.ready(), msg.Sleep())
+            requests = dict.fromkeys(self._pool.ready(), msg.Sleep(for_update))
             self._asleep = list(self._pool.call(requests, self._config.sync.timeout_s))
             self._progress.lap("sleep_s")
 

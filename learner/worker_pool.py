@@ -396,6 +396,9 @@ class WorkerPool:
         self._cost.bytes += sum(map(len, frames))
         self._cost.worker_cpu_s += spent_s
         taken = self._intake.take(worker, frames)
+        if taken.new:
+            closed, name = self._turnover.tickets_closed, worker.member.name
+            closed[name] = closed.get(name, 0) + taken.new
         for _ in range(taken.outdated):
             self._server.count("a closed ticket of an earlier lineage")
         if taken.faults:

@@ -164,7 +164,7 @@ class Engine:
         temperature; greedy ones are at temperature 1. A sample that a weight update aborts (`sync.in_flight`) goes on
         from where it was: it is neither restarted nor cut, and draws on from `continuation_seed`. Raises EngineError
         when prompt and response do not fit the engine's context, or the samples are not done within
-        `rollout.request_timeout_s`, not counting the time that the engine sleeps.
+        `rollout.request_timeout_s`, not counting the time that the engine is paused or asleep.
         """
         return await self._requests.generate(
             prompt_ids, n=n, temperature=temperature, max_tokens=max_tokens, seed=seed, request_id=request_id
@@ -220,6 +220,10 @@ class Engine:
         """Prepare for updates from a learner; WeightSyncError if it speaks another format."""
         await self._sync.init(init_info)
 
+    async def forget_learner(self) -> None:
+        """Let go of what is held of a learner that has left: its buffer's memory, or a group with it."""
+        await self._sync.forget_learner()
+
     async def start_weight_update(self) -> None:
         """Begin an update; one that was begun before and not finished is forgotten.
 
@@ -250,25 +254,32 @@ class Engine:
         """
         return await self._sync.finish(version)
 
-    async def sleep(self) -> None:
+    async def sleep(self, *, for_update: bool = False) -> None:
         """Stop generating, and give the machine to the learner: the cores, or, under `alternate`, the GPU's memory.
 
         Running requests are frozen (under `sync.in_flight` = wait, waited for); new ones queue. A weight update may
-        come meanwhile, and ends the sleep. EngineError once the engine is unusable; WeightSyncError, with generation
+        come meanwhile, and ends the sleep; with `for_update` nothing else does, and the weights that it brings are not
+        kept. EngineError once the engine is unusable; WeightSyncError, with generation
         going on, when waiting takes too long, and with the engine unusable after any other failure.
         """
-        await self._sync.sleep()
+        await self._sync.sleep(for_update=for_update)
 
     async def wake(self) -> None:
         """Go on generating after `sleep`, with everything that was running or has queued; awake, do nothing."""
         await self._sync.wake()
 
     async def check_alive(self) -> None:
-        """A round trip through the engine's processes; EngineError when one is gone or silent."""
+        """A round trip through the engine's processes; EngineError when one is gone or silent.
+
+        Behind a call of a weight update, of sleep or waking up, it would wait for that one's end: that has a time limit
+        of its own, and it is enough that the processes are there.
+        """
         self._sync.check()
         for process in self._processes:
             if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
                 raise EngineError(f"an engine process (pid {process.pid}) is gone")
+        if self._sync.occupies_engine:
+            return
         check = self._link.llm.collective_rpc("check_health")
         await self._link.call("check_health", check, _ALIVE_TIMEOUT_S)
 

@@ -1,4 +1,4 @@
-"""Time limits of requests, which stand still while the engine sleeps."""
+"""Time limits of requests, which stand still while generation does."""
 
 from __future__ import annotations
 

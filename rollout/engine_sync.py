@@ -52,6 +52,13 @@ class WeightSync:
         self._paused_at = 0.0
         self._asleep = False
         self._weights_awake = True
+        self._weights_kept = True
+        self._calls = 0
+
+    @property
+    def occupies_engine(self) -> bool:
+        """Whether a call is under way that all later ones queue behind. It ends within `sync.timeout_s`."""
+        return self._calls > 0
 
     def check(self) -> None:
         """EngineError once the engine is unusable; an update in place that was left open makes it so."""
@@ -63,6 +70,13 @@ class WeightSync:
         """See `Engine.init_weight_transfer`."""
         async with self._one_step("the weight-sync handshake failed"):
             await self._call("the handshake", self._link.llm.init_weight_transfer_engine(init_request(init_info)))
+
+    async def forget_learner(self) -> None:
+        """See `Engine.forget_learner`. An update in place that it left open cannot be given up: the next one fails."""
+        async with self._one_step("letting go of the learner failed"):
+            if self._heard_at is None:
+                self._received, self._version = False, None
+                await self._call("letting go", self._link.llm.collective_rpc("primezero_forget_learner"))
 
     async def start(self) -> None:
         """See `Engine.start_weight_update`."""
@@ -92,7 +106,7 @@ class WeightSync:
             if not self.in_place:
                 try:
                     await self._call("update_weights", llm.update_weights(update_request(update_info)))
-                    await self._call("staging the weights", self._staging_done())
+                    await self._link.call("staging the weights", self._staging_done(), self.config.timeout_s)
                 except EngineError:
                     if not llm.errored:
                         await self._discard()
@@ -120,7 +134,7 @@ class WeightSync:
             await self._pause(self.config.in_flight)
             return await self._swap(version, begin)
 
-    async def sleep(self) -> None:
+    async def sleep(self, *, for_update: bool = False) -> None:
         """See `Engine.sleep`."""
         async with self._one_step("the engine could not go to sleep"):
             if self._heard_at is not None:
@@ -131,16 +145,19 @@ class WeightSync:
             await self._pause("wait" if self.config.in_flight == "wait" else "keep")
             if self.sleep_mode:
                 async with self._or_unusable("going to sleep"):
-                    await self._call("going to sleep", self._link.llm.sleep(level=1, mode="keep"))
-                self._weights_awake = False
+                    # Copied to the host's memory and back, they would be overwritten at once.
+                    level = 2 if for_update and self.in_place else 1
+                    await self._call("going to sleep", self._link.llm.sleep(level=level, mode="keep"))
+                self._weights_awake, self._weights_kept = False, level == 1
             self._asleep = True
-            self._requests.deadlines.stop()
 
     async def wake(self) -> None:
         """See `Engine.wake`."""
         async with self._one_step("the engine could not wake up"):
             if self._heard_at is not None:
                 raise EngineError("a weight update is open, and ends with waking up")
+            if not self._weights_kept:
+                raise EngineError("it sleeps until a weight update, and has no weights before")
             if self._asleep:
                 async with self._or_unusable("waking up"):
                     await self._resume()
@@ -154,7 +171,7 @@ class WeightSync:
                 raise EngineError(f"asked to finish weight version {version}, but {received} was received")
         self._heard_at = time.monotonic()
         timings = await self._swap(version, self._paused_at)
-        self._heard_at = None
+        self._heard_at, self._weights_kept = None, True
         return timings
 
     async def _swap(self, version: int, paused_at: float) -> SyncTimings:
@@ -195,7 +212,9 @@ class WeightSync:
                 paused = False
             if paused and clear and not await self._call("clearing the cache", llm.reset_prefix_cache()):
                 raise EngineError("the engine did not clear its prefix cache")
-        if not paused:
+        if paused:
+            self._requests.deadlines.stop()
+        else:
             raise EngineError(
                 f"requests were still running after {limit_s:g} s: raise sync.timeout_s, or set sync.in_flight to keep "
                 "or abort"
@@ -209,12 +228,15 @@ class WeightSync:
                 raise EngineError("the engine did not wake up")
             self._weights_awake = True
         await self._call("resuming", llm.resume_generation())
-        if self._asleep:
-            self._asleep = False
-            self._requests.deadlines.go()
+        self._asleep = False
+        self._requests.deadlines.go()
 
     async def _call(self, what: str, call: Any) -> Any:
-        return await self._link.call(what, call, self.config.timeout_s)
+        self._calls += 1
+        try:
+            return await self._link.call(what, call, self.config.timeout_s)
+        finally:
+            self._calls -= 1
 
     async def _staging_done(self) -> None:
         # An RPC that waits would hold up generation: the engine does nothing else meanwhile.

@@ -144,6 +144,7 @@ class Receiving:
                     if self._cancelled.is_set():
                         return
                     self._pending.take(batch)
+                    del batch  # of a chunk nothing stays but what `pending` keeps, while the next one is received
                 if self._incoming.last:
                     self._pending.check_complete()
         except Exception as error:  # a thread's errors go nowhere: `check` raises them
@@ -154,35 +155,28 @@ class Receiving:
 
 
 def bounded(items: Iterable[T], timeout_s: float, late: Callable[[], Exception]) -> Iterator[T]:
-    """The items, made on a thread of its own; raises `late()` when the next one takes longer than `timeout_s`.
+    """The items, made on a thread of its own, each when it is asked for; raises `late()` when one takes longer than
+    `timeout_s`.
 
-    For calls that nothing can interrupt: the thread may stay in one for as long as the process lives.
+    For calls that nothing can interrupt: the thread may stay in one for as long as the process lives. It is never ahead
+    of who takes the items, and keeps none of them, since each may be large.
     """
-    made: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(maxsize=1)
-    left = threading.Event()
-
-    def hand_over(item: T | None, error: BaseException | None) -> None:
-        while not left.is_set():
-            try:
-                made.put((item, error), timeout=0.5)
-                return
-            except queue.Full:
-                continue
+    asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    made: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def make() -> None:
-        try:
-            for item in items:
-                hand_over(item, None)
-                if left.is_set():
-                    return
-        except BaseException as error:  # it is raised where the items are used
-            hand_over(None, error)
-        else:
-            hand_over(None, StopIteration())
+        iterator = iter(items)
+        while asked.get():
+            try:
+                made.put((next(iterator), None))
+            except BaseException as error:  # it is raised where the items are used
+                made.put((None, error))
+                return
 
     threading.Thread(target=make, name="weight-receiver", daemon=True).start()
     try:
         while True:
+            asked.put(True)
             try:
                 item, error = made.get(timeout=timeout_s)
             except queue.Empty:
@@ -192,5 +186,6 @@ def bounded(items: Iterable[T], timeout_s: float, late: Callable[[], Exception])
             if error is not None:
                 raise error
             yield item  # type: ignore[misc]
+            del item
     finally:
-        left.set()
+        asked.put(False)

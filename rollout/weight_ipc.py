@@ -33,16 +33,22 @@ class IpcReceiver:
 
     expected: name → shape of everything that the model needs; dtype: what the engine computes in
     rebuild: `rebuild_cuda_tensor`, taking the arguments as one list; the same mapping must serve all
-        chunks of one export (vLLM's `PackedBufferImporter.rebuild` does so)
+        chunks of one export (vLLM's `PackedBufferImporter.rebuild` does so); release: lets go of it
     """
 
     def __init__(
-        self, expected: Shapes, dtype: str, device: torch.device, rebuild: Callable[[list[Any]], torch.Tensor]
+        self,
+        expected: Shapes,
+        dtype: str,
+        device: torch.device,
+        rebuild: Callable[[list[Any]], torch.Tensor],
+        release: Callable[[], None] = lambda: None,
     ) -> None:
         self._expected = expected
         self._dtype = dtype
         self._device = device
         self._rebuild = rebuild
+        self._release = release
         self._before: set[str] = set()
         self._next = (0, -1, -1)
 
@@ -86,7 +92,8 @@ class IpcReceiver:
         return str(torch.cuda.get_device_properties(self._device).uuid)
 
     def close(self) -> None:
-        """The mapping belongs to whoever gave `rebuild`."""
+        """Let go of the learner's buffer: as long as it is mapped here, its memory is not free, whoever has ended."""
+        self._release()
 
 
 class IpcChunk:

@@ -56,6 +56,11 @@ class WorkerExtension:
         self.weight_transfer_engine.discard()
         self._weight_update_active = False
 
+    def primezero_forget_learner(self) -> None:
+        """Let go of all that was a learner's, which has left: see `EngineSide.forget_learner`."""
+        self.weight_transfer_engine.forget_learner()
+        self._weight_update_active = False
+
 
 class EngineSide:
     """The engine's end of a weight update, whatever brings the weights and however they become live.
@@ -154,6 +159,11 @@ class EngineSide:
             self._pending.discard()
             self._pending = None
 
+    def forget_learner(self) -> None:
+        """Forget what it was sending, and let go of its buffer, or leave its group, until another is there."""
+        self.discard()
+        self.receiver.close()
+
     def receive_weights(self, update_info: Any) -> None:
         raise NotImplementedError("update_weights is overridden")
 
@@ -212,7 +222,8 @@ def engine_classes() -> dict[str, type]:
 
     class IpcEngine(EngineSide, IPCWeightTransferEngine):
         def make_receiver(self, expected: Shapes, dtype: str) -> Receiver:
-            return IpcReceiver(expected, dtype, self.device, self._packed_importer.rebuild)
+            importer = self._packed_importer
+            return IpcReceiver(expected, dtype, self.device, importer.rebuild, importer.close)
 
     class NcclEngine(EngineSide, NCCLWeightTransferEngine):
         def make_receiver(self, expected: Shapes, dtype: str) -> Receiver:

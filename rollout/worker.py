@@ -171,6 +171,7 @@ class RolloutWorker:
         await asyncio.gather(*self._tasks, *self._steps, return_exceptions=True)
         self._version = None
         self._weights_proven.clear()
+        await self._engine.forget_learner()
         await self._say_hello()
 
     async def _receive(self) -> None:
@@ -276,8 +277,8 @@ class RolloutWorker:
                 await self._engine.update_weights(info)
             case msg.FinishUpdate(version, probe):
                 return await self._finish_update(version, probe)
-            case msg.Sleep():
-                await self._engine.sleep()
+            case msg.Sleep(for_update):
+                await self._engine.sleep(for_update=for_update)
             case msg.Wake():
                 await self._engine.wake()
             case msg.Evaluate(version):

@@ -44,7 +44,9 @@ class RunConfig(Section):
     checkpoint_every: int = Field(20, ge=0, description="steps between checkpoints; 0: only one at the end")
     keep_checkpoints: Count = Field(2, description="checkpoints kept, the newest ones")
     max_restarts: int = Field(
-        5, ge=0, description="restarts of one process, within ten minutes, after which the run is given up"
+        5,
+        ge=0,
+        description="restarts of one process, within ten minutes or without progress, after which the run is given up",
     )
     hang_timeout_s: float = Field(
         600,

@@ -16,7 +16,7 @@ from shared.episodes import Evaluation, Ticket
 from shared.errors import MessageError
 from shared.ticket_wire import Frame
 
-PROTOCOL_VERSION = 5
+PROTOCOL_VERSION = 6
 MAX_TICKETS_PER_MESSAGE = 64
 MAX_FRAMES = 1 + MAX_TICKETS_PER_MESSAGE
 MAX_REASON_CHARACTERS = 2000
@@ -147,7 +147,12 @@ class FinishUpdate(_Message, frozen=True):
 
 
 class Sleep(_Message, frozen=True):
-    """Stop generating and give the machine to the learner; running requests are frozen until `Wake`."""
+    """Stop generating and give the machine to the learner; running requests are frozen until `Wake`.
+
+    for_update: until a weight update instead, so that the weights need not be kept
+    """
+
+    for_update: bool = False
 
 
 class Wake(_Message, frozen=True):

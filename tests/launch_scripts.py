@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 GPU = "NVIDIA A100-SXM4-80GB, 580.65.06, 81920 MiB"
+UUIDS = [f"GPU-{letter * 4}-{number}" for number, letter in enumerate("abcdefgh")]
 
 
 def make_tree(folder: Path) -> Path:
@@ -29,9 +30,16 @@ def make_gpu_tree(folder: Path, gpus: int = 1) -> Path:
     (tree / ".venv/bin").unlink()
     for name in ("primezero", "hf", "python", "ray"):
         write(tree / ".venv/bin" / name, f'echo "{name} $*"')
-    write(tree / "bin/nvidia-smi", "\n".join(f"echo '{GPU}'" for _ in range(gpus)))
+    write_smi(tree, gpus)
     write(tree / "launch/setup.sh", 'echo "setup $*"')
     return tree
+
+
+def write_smi(tree: Path, gpus: int, mig: str = "Disabled") -> None:
+    """An nvidia-smi that tells of so many GPUs; mig: whether they are in slices."""
+    lines = "\n".join(f"echo '{number}, {UUIDS[number]}, {mig}, {GPU}'" for number in range(gpus))
+    fields = "index,uuid,mig.mode.current,name,driver_version,memory.total"
+    write(tree / "bin/nvidia-smi", f"[ $1 = --query-gpu={fields} ] || exit 6\n{lines}")
 
 
 def write(path: Path, script: str) -> None:

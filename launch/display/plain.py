@@ -71,7 +71,7 @@ def restart_line(restart: Restart) -> str:
     when = f", in {restart.delay_s:g} s" if restart.delay_s else ""
     return (
         f"{restart.reason}; {restart.unit} is started again{goes_on}{when} "
-        f"({restart.number} of at most {restart.limit} times in ten minutes)"
+        f"({restart.number} of at most {restart.limit} times)"
     )
 
 

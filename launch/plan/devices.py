@@ -33,6 +33,14 @@ class Device:
     memory: int
     used: int = 0
 
+    @property
+    def room(self) -> int:
+        """Bytes that can be had now."""
+        return self.memory - self.used
+
+
+# In place of one that is cut into slices: what of it is free for whom nvidia-smi does not tell in this way.
+_SLICED = Device("", 0)
 
 DEVICES = {name: Device(name, int(gib * GIB)) for name, gib in _USABLE_GIB.items()}
 
@@ -58,7 +66,7 @@ def devices_here() -> list[Device]:
     program = shutil.which("nvidia-smi")
     if program is None:
         raise InstallationError("no GPU was found: there is no nvidia-smi on this machine. Is the driver installed?")
-    query = "--query-gpu=index,uuid,name,memory.total,memory.reserved,memory.used"
+    query = "--query-gpu=index,uuid,mig.mode.current,name,memory.total,memory.reserved,memory.used"
     try:
         answer = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"],
@@ -69,23 +77,32 @@ def devices_here() -> list[Device]:
         )
         rows = list(csv.reader(answer.stdout.splitlines(), skipinitialspace=True))
         found = {
-            (index, uuid): Device(name, _bytes(total) - _reserved(reserved), _bytes(used))
-            for index, uuid, name, total, reserved, used in rows
+            (index, uuid): _SLICED
+            if mig == "Enabled"
+            else Device(name, _bytes(total) - _reserved(reserved), _bytes(used))
+            for index, uuid, mig, name, total, reserved, used in rows
         }
     except (subprocess.SubprocessError, OSError, ValueError) as error:
         raise InstallationError(f"no GPU was found: nvidia-smi does not tell of one ({error})") from error
     if not found:
         raise InstallationError("no GPU was found: nvidia-smi does not tell of one")
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return list(found.values())
-    wanted = [each.strip() for each in visible.split(",") if each.strip()]
-    seen = [
-        device
-        for each in wanted
-        for (index, uuid), device in found.items()
-        if each == index or (each.startswith("GPU-") and uuid.startswith(each))
-    ]
+    wanted = [each.strip() for each in (visible or "").split(",") if each.strip()]
+    seen = (
+        list(found.values())
+        if visible is None
+        else [
+            device
+            for each in wanted
+            for (index, uuid), device in found.items()
+            if each == index or (each.startswith("GPU-") and uuid.startswith(each))
+        ]
+    )
+    if _SLICED in seen or any(each.startswith("MIG") for each in wanted):
+        raise InstallationError(
+            "a GPU is in slices here (MIG), which a run cannot use: give it whole ones (nvidia-smi -mig 0, or others "
+            "in CUDA_VISIBLE_DEVICES)"
+        )
     if not seen:
         raise InstallationError(f"no GPU was found: CUDA_VISIBLE_DEVICES={visible} is none of this machine's")
     return seen
@@ -102,4 +119,4 @@ def _reserved(mib: str) -> int:
 
 def smallest(devices: Sequence[Device]) -> Device:
     """That with the least to be had: what fits it fits the others."""
-    return min(devices, key=lambda device: device.memory - device.used)
+    return min(devices, key=lambda device: device.room)

@@ -24,6 +24,10 @@ FRAGMENTS = 0.3
 # Assumed, not measured: NCCL's buffers; and what stays free for the driver.
 NCCL_BUFFERS = GIB // 4
 SPARE = 0.01
+# Of an update in place: the chunk that is received, and one of which vLLM keeps a part while a layer lacks the rest.
+CHUNKS_ON_THE_WAY = 2
+# vLLM makes a vocabulary a multiple of it, and keeps the chunk with the embedding to the end where that has changed it.
+VOCABULARY_STEP = 64
 # With fewer sequences at a time an engine reads its weights for little.
 FEWEST_SEQUENCES = 32
 
@@ -121,7 +125,7 @@ def plan_memory(
     learner, host = _learner_parts(config, model, offload) if rank else ([], 0)
     engine = _engine_parts(config, model) if engines else []
     taken = sum(part.size for part in learner if part.counted)
-    fixed = sum(part.size for part in engine)
+    fixed = sum(part.size for part in engine if part.counted)
     left = device.memory - int(SPARE * device.memory) - device.used - taken - engines * fixed
     cache = max(0, _cache(config, model, device, fixed, left // engines, engines, rank)) if engines else 0
     longest = config.sampling.max_prompt_tokens + config.sampling.max_response_tokens
@@ -206,19 +210,23 @@ def _engine_parts(config: Config, model: ModelSizes) -> list[Part]:
         max_sequences=config.rollout.max_sequences,
         longest=config.sampling.max_prompt_tokens + config.sampling.max_response_tokens,
     )
+    chunks = CHUNKS_ON_THE_WAY + (model.vocabulary % VOCABULARY_STEP > 0)
+    # Generation stands still during an update, and what it has freed is there for it.
+    phases = [
+        Part("engine", "activations, sampler", memory.workspace, "estimated"),
+        Part("engine", "weights on their way", chunks * _transfer_buffer(config, model), f"{chunks} x sync.buffer_mib"),
+    ]
+    fullest = max(phases, key=lambda part: part.size)
     parts = [
         Part("engine", "weights", memory.weights, config.model.dtype),
-        Part("engine", "activations, sampler", memory.workspace, "estimated"),
+        *(part if part is fullest else _uncounted(part) for part in phases),
         Part("engine", "a layer being updated", memory.reload),
         Part("engine", "CUDA context", CONTEXT),
     ]
     if config.rollout.cuda_graphs:
         parts.append(Part("engine", "CUDA graphs", GRAPHS * model.layers))
     if config.transport == "nccl":
-        parts += [
-            Part("engine", "transfer buffer", _transfer_buffer(config, model), "sync.buffer_mib"),
-            Part("engine", "NCCL's buffers", NCCL_BUFFERS, "assumed"),
-        ]
+        parts.append(Part("engine", "NCCL's buffers", NCCL_BUFFERS, "assumed"))
     return parts
 
 

@@ -150,16 +150,24 @@ def test_an_engine_that_dies_on_another_machine_is_started_again_there(start_the
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_takes_its_worker_and_the_run_goes_on(start_there, machines):
+def test_a_machine_that_is_lost_takes_its_worker_and_the_run_goes_on_even_when_its_learner_dies(start_there, machines):
     run = start_there(**{"run.steps": 10_000})
     run.wait_for(r"step +2/")
     [folder] = machines.private_folders()
     [raylet] = [p for p in machines.processes() if p.name() == "raylet" and f"--node_ip_address={OTHER}" in p.cmdline()]
     raylet.kill()
-    run.wait_for("rollout-0 is started again")
+    run.wait_for(f"machine {OTHER} is lost, and with it rollout-0: the run goes on")
     gone = run.step()
     deadline = time.monotonic() + 120
     while run.step() < gone + 3 or folder.exists() or marked(f"{folder}/"):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    for process in of_the_run(machines, run)["learner-0"]:
+        process.kill()
+    run.wait_for("learner is started again")
+    run.wait_for(r"step +\d+/")
+    gone, deadline = run.step(), time.monotonic() + 120
+    while run.step() < gone + 3:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     run.press_ctrl_c()

@@ -65,14 +65,14 @@ def test_it_reads_what_is_there(keeper, tmp_path):
     assert keeper.read(tmp_path / "none") is None
 
 
-def test_the_smallest_gpu_counts_though_ray_hides_them(keeper, monkeypatch):
+def test_the_fullest_of_the_gpus_that_are_used_counts_though_ray_hides_them(keeper, monkeypatch):
     def found() -> list[Device]:
         assert "CUDA_VISIBLE_DEVICES" not in os.environ
-        return [Device("a", 80 * GIB), Device("b", 40 * GIB)]
+        return [Device("a", 80 * GIB, 10 * GIB), Device("b", 80 * GIB, 60 * GIB), Device("c", 10 * GIB)]
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setattr(actors, "devices_here", found)
-    assert keeper.gpu_memory() == 40 * GIB
+    assert [keeper.gpu_room(count) // GIB for count in (1, 2, 3)] == [70, 20, 10]
 
 
 KEEPS = """

@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from launch_scripts import make_gpu_tree, make_tree, run, write
+from launch_scripts import UUIDS, make_gpu_tree, make_tree, run, write_smi
 
 MODEL = "--model.path models/Qwen2.5-3B-Instruct"
 
@@ -54,19 +54,29 @@ def test_every_gpu_but_the_first_gets_a_learner_rank(tmp_path, gpus, words, trai
     assert said[-1] == " ".join(["primezero train --config launch/configs/second_gpu.toml", MODEL, *trains])
 
 
-def test_gpus_that_cuda_is_not_to_see_get_none(tmp_path):
-    tree = make_gpu_tree(tmp_path)
-    write(tree / "bin/nvidia-smi", """case "$*" in *--id=4,5) echo A; echo B;; *) echo "$*" >&2; exit 6;; esac""")
-    done = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES="4,5")
+@pytest.mark.parametrize("visible", ["4,5", "5, 4", f"{UUIDS[4]},{UUIDS[5]}", "GPU-eeee,7"])
+def test_gpus_that_cuda_is_not_to_see_get_none(tmp_path, visible):
+    tree = make_gpu_tree(tmp_path, 8)
+    done = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES=visible)
     assert done.stdout.splitlines()[-1] == f"primezero train --config launch/configs/second_gpu.toml {MODEL}"
-    hidden = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES="")
+
+
+@pytest.mark.parametrize("visible", ["", "9", "GPU-none"])
+def test_where_cuda_is_to_see_none_there_is_none(tmp_path, visible):
+    hidden = run(make_gpu_tree(tmp_path, 8), "second_gpu.sh", CUDA_VISIBLE_DEVICES=visible)
     assert "no GPU was found" in hidden.stderr
 
 
-def test_what_cuda_calls_by_name_counts_whatever_nvidia_smi_calls_it(tmp_path):
+@pytest.mark.parametrize(("mig", "visible"), [("Disabled", "MIG-1,MIG-2"), ("Enabled", "0,1")])
+def test_slices_of_a_gpu_are_refused_before_anything_is_set_up_and_fetched(tmp_path, mig, visible):
     tree = make_gpu_tree(tmp_path, 2)
-    done = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES="MIG-1,MIG-2")
-    assert done.stdout.splitlines()[-1] == f"primezero train --config launch/configs/second_gpu.toml {MODEL}"
+    write_smi(tree, 2, mig)
+    done = run(tree, "second_gpu.sh", CUDA_VISIBLE_DEVICES=visible)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "second_gpu: a GPU is in slices here (MIG), which a run cannot use" in done.stderr
+    planned = run(tree, "second_gpu.sh", "--dry-run", CUDA_VISIBLE_DEVICES=visible)
+    assert planned.returncode == 0
+    assert "--device a100-80gb" in planned.stdout
 
 
 def test_one_gpu_is_too_few_for_two_sides(tmp_path):

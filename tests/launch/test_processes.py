@@ -45,6 +45,21 @@ def test_towards_an_outer_address_of_this_machine_the_interface_that_has_it_is_u
     assert os.environ["NCCL_SOCKET_IFNAME"] == f"={name}"
 
 
+def test_where_no_interface_has_the_address_that_leads_there_it_says_so_and_names_those_that_are(
+    interfaces, monkeypatch
+):
+    """As in a container whose addresses psutil cannot see."""
+    monkeypatch.setattr(processes.psutil, "net_if_addrs", dict)
+    with pytest.raises(PlacementError, match=r"reaches 127\.0\.0\.1 from its address 127\.0\.0\.1.*placement\.host"):
+        listen_towards("127.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "::ffff:0:0:1%none"])
+def test_where_no_way_leads_to_the_first_rank_it_says_so(interfaces, host):
+    with pytest.raises(PlacementError, match=r"no way leads to .*placement\.host"):
+        listen_towards(host)
+
+
 def test_a_port_is_free_at_the_address_asked_for():
     assert 0 < free_port("127.0.0.2") < 2**16
     with pytest.raises(PlacementError, match=r"listen at 203\.0\.113\.7 .*placement\.host"):

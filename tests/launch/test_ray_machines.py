@@ -10,8 +10,9 @@ import pytest
 from ray.exceptions import RayActorError, RayTaskError
 
 from launch import ray_machines
+from launch.installation import CODE, differences, installation
 from launch.placement import Machine, place
-from launch.plan.devices import GIB, Device
+from launch.plan.devices import GIB, Device, smallest
 from launch.private_folder import RECORD_FILE
 from launch.ray_instance import GetTimeoutError
 from launch.ray_machines import Machines
@@ -24,9 +25,13 @@ HERE, OTHER = Machine("1", "10.0.0.1", 8, 1), Machine("2", "10.0.0.2", 8, 2)
 class OtherMachine:
     """A keeper, as Ray would hand it out; files: what is there."""
 
-    def __init__(self, files: dict[Path, bytes | Exception], gpu_gib: float = 80) -> None:
+    def __init__(
+        self, files: dict[Path, bytes | Exception], *gpus: Device, software: dict[str, str] | None = None
+    ) -> None:
+        gpus = gpus or (Device("a GPU", 80 * GIB),) * 2
         self.read = SimpleNamespace(remote=files.get)
-        self.gpu_memory = SimpleNamespace(remote=lambda: int(gpu_gib * GIB))
+        self.gpu_room = SimpleNamespace(remote=lambda count: smallest(gpus[:count]).room)
+        self.installation = SimpleNamespace(remote=lambda: installation() | (software or {}))
 
 
 def answered(answer: object, timeout: float) -> object:
@@ -62,7 +67,31 @@ def files(folder: Path, *, model: bytes = b"{}", record: bytes | None = b"this s
 
 def test_one_that_has_everything_takes_part(check, tmp_path):
     check(OtherMachine(files(tmp_path)))
-    check(OtherMachine(files(tmp_path), gpu_gib=140))
+    check(OtherMachine(files(tmp_path), Device("a larger one", 140 * GIB), Device("another", 140 * GIB, 59 * GIB)))
+
+
+@pytest.mark.parametrize(
+    ("software", "said"),
+    [({CODE: "0123"}, "primezero's code 0123 instead of"), ({"torch": "2.12.0"}, r"torch 2\.12\.0 instead of 2")],
+)
+def test_every_machine_needs_the_same_software(check, tmp_path, software, said):
+    with pytest.raises(PlacementError, match=rf"10\.0\.0\.2 has other software than this one: {said}"):
+        check(OtherMachine(files(tmp_path), software=software))
+
+
+def test_any_change_of_the_code_and_any_other_library_is_a_difference(tmp_path, monkeypatch):
+    for package in ("shared", "launch/plan"):
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "one.py").write_text("1")
+    before = installation(tmp_path)
+    assert before["torch"] != "none"
+    assert differences(before, installation(tmp_path)) == []
+    (tmp_path / "launch/plan/one.py").write_text("2")
+    assert len(differences(before, installation(tmp_path))) == 1
+    (tmp_path / "launch/plan/one.py").write_text("1")
+    (tmp_path / "launch/plan/one.py").rename(tmp_path / "launch/plan/two.py")
+    assert len(differences(before, installation(tmp_path))) == 1
+    assert differences({"ray": "2"}, {}) == ["ray none instead of 2"]
 
 
 def test_every_machine_needs_the_model(check, tmp_path):
@@ -126,12 +155,37 @@ def test_what_was_on_a_machine_that_is_gone_has_ended(spread):
     machines.end([elsewhere(machines)])
 
 
+def test_a_machine_that_ray_has_given_up_is_lost_with_all_that_had_its_place_there(spread, monkeypatch):
+    machines = spread([])
+    nodes = [{"NodeID": HERE.id, "Alive": True}, {"NodeID": OTHER.id, "Alive": True}, {"NodeID": "3", "Alive": False}]
+    asked: list[int] = []
+    monkeypatch.setattr(ray_machines, "ray", SimpleNamespace(nodes=lambda: asked.append(1) or nodes))
+    monkeypatch.setattr(ray_machines, "LOOK_S", 0.0)
+    assert machines.lost() == {}
+    nodes[1]["Alive"] = False
+    assert machines.lost() == {elsewhere(machines): "10.0.0.2"}
+    nodes.append({"NodeID": "4", "Alive": True})  # it has come back, as another
+    assert machines.lost() == {elsewhere(machines): "10.0.0.2"}
+    assert len(asked) == 3
+    monkeypatch.setattr(ray_machines, "LOOK_S", 1000.0)
+    assert machines.lost()
+    machines._keepers.clear()  # a run on one machine asks nothing
+    monkeypatch.setattr(ray_machines, "LOOK_S", 0.0)
+    machines.lost()
+    assert len(asked) == 3
+
+
 def test_what_cannot_be_killed_elsewhere_is_an_error_too(spread):
     machines = spread([4711])
     with pytest.raises(PrimezeroError, match=r"cannot be killed \(pid 4711\)"):
         machines.end([elsewhere(machines)])
 
 
-def test_no_machine_may_have_smaller_gpus_than_the_plan_is_made_for(check, tmp_path):
-    with pytest.raises(PlacementError, match=r"10\.0\.0\.2 has a GPU of 40\.0 GiB, less than"):
-        check(OtherMachine(files(tmp_path), gpu_gib=40))
+def test_no_machine_may_have_less_room_than_the_plan_is_made_for_on_the_gpus_that_are_used(check, tmp_path):
+    whole, small = Device("a GPU", 80 * GIB), Device("another", 40 * GIB)
+    for gpus in ((whole, small), (whole, Device("a GPU", 80 * GIB, 40 * GIB))):
+        with pytest.raises(
+            PlacementError, match=r"10\.0\.0\.2 has a GPU of which 40\.0 GiB can be had, less than the 80"
+        ):
+            check(OtherMachine(files(tmp_path), *gpus))
+    check(OtherMachine(files(tmp_path), whole, whole, small))

@@ -49,6 +49,21 @@ def test_what_was_cut_off_and_has_grown_again_unseen_ends_nothing(tmp_path):
     assert heard.steps == [3]
 
 
+def test_progress_is_the_furthest_step_and_the_tickets_that_each_worker_has_closed(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    write(metrics, [1, 2])
+    records = Records(tmp_path, 2)
+    assert records.progress["learner"] == 2
+    step = {"step": 3, "workers": {"tickets_closed": {"rollout-0": 4, "rollout-1": 2}}}
+    with metrics.open("a") as file:
+        file.write(json.dumps(step) + "\n")
+    records.tell([])
+    with metrics.open("a") as file:  # a learner that has gone back makes it again
+        file.write(json.dumps(step) + "\n")
+    records.tell([])
+    assert records.progress == {"learner": 3, "rollout-0": 8, "rollout-1": 4}
+
+
 @pytest.mark.parametrize("damage", [b'{"st', b"\xff\n", b'{"other": 1}\n{"step": 3}\n', b'[]\n{"step": 3}\n'])
 def test_what_is_torn_or_damaged_is_not_past_nor_what_follows(tmp_path, damage):
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\n' + damage)

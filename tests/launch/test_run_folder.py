@@ -10,7 +10,7 @@ from dataclasses import asdict
 import pytest
 
 from launch.leftovers import Leftovers
-from launch.run_folder import open_run_folder, remove_what_is_left
+from launch.run_folder import open_run_folder, remove_what_is_left, with_choices_kept
 from learner.checkpoint import CheckpointStore, TrainerState
 from learner.journal import Began, Journal
 from learner.progress import Summary
@@ -100,6 +100,25 @@ def test_a_run_goes_on_in_another_placement_its_weights_by_another_way(tmp_path)
     there = {"placement.kind": "split", "placement.device": "cuda", "sync.transport": "nccl", "rollout.workers": 3}
     with open_run_folder(config_for(tmp_path, **there)) as again:
         assert again.resume_from == newest
+
+
+@pytest.mark.parametrize("chosen", [False, True])
+def test_what_a_run_chose_by_itself_it_keeps_to(tmp_path, chosen):
+    """A checkpoint has the optimizer's states as one of the two keeps them."""
+    offload = "learner.offload_optimizer"
+    asked = config_for(tmp_path)
+    assert with_choices_kept(asked) == asked
+    with open_run_folder(config_for(tmp_path, **{offload: chosen})) as run:
+        assert with_choices_kept(asked) == asked  # it has got nowhere yet
+        newest = checkpoint(run.path, 20)
+    kept = with_choices_kept(asked)
+    assert kept.learner.offload_optimizer is chosen
+    with open_run_folder(kept) as again:
+        assert again.resume_from == newest
+    for free in (config_for(tmp_path, **{offload: not chosen}), config_for(tmp_path, **{"run.overwrite": True})):
+        assert with_choices_kept(free) == free
+    (run.path / "config.toml").write_text("[learner]\nno_such_key = 1\n")
+    assert with_choices_kept(asked) == asked
 
 
 def test_every_start_of_a_run_is_another_lineage(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -98,6 +99,44 @@ def test_where_no_hub_is_reachable_it_says_where_the_model_goes(gpu_tree):
     done = run(gpu_tree)
     assert done.returncode == 1
     assert f"into {gpu_tree}/models/Qwen2.5-3B-Instruct, or name a folder" in done.stderr
+
+
+def test_a_download_that_was_cut_short_is_gone_on_with(gpu_tree):
+    """Its first file is config.json."""
+    model = "models/Qwen2.5-3B-Instruct"
+    write(gpu_tree / ".venv/bin/hf", f"mkdir -p {model}; touch {model}/config.json; exit 1")
+    assert run(gpu_tree).returncode == 1
+    planned = run(gpu_tree, "--dry-run")
+    assert "a run downloads Qwen/Qwen2.5-3B-Instruct" in planned.stdout
+    assert "plan --model qwen2.5-3b" in planned.stdout
+    named = run(gpu_tree, MODEL=model)
+    assert "a download into it has not ended" in named.stderr
+    write(gpu_tree / ".venv/bin/hf", "echo $* >>asked")
+    for _ in range(2):
+        assert run(gpu_tree).returncode == 0
+    assert (gpu_tree / "asked").read_text().count(f"--local-dir {model}") == 1
+
+
+@pytest.mark.parametrize("folder", ["runs", "models", "models/Qwen2.5-3B-Instruct"])
+def test_folders_that_are_not_the_user_s_to_write_are_told_before_anything_is_set_up(gpu_tree, folder):
+    """As where they are mounted into the image, whose user is another than that of the machine outside."""
+    (gpu_tree / folder).parent.mkdir(exist_ok=True)
+    (gpu_tree / folder).touch()  # for root, too, who may write into any folder
+    done = run(gpu_tree)
+    assert done.returncode == 1
+    assert f"cannot be written by this user, number {os.getuid()}: make that folder" in done.stderr
+    assert "setup gpu" not in done.stdout
+    planned = run(gpu_tree, "--dry-run")
+    assert planned.returncode == 0
+    assert "cannot be written by this user" in planned.stdout
+    if folder == "runs":
+        assert run(gpu_tree, "--run.folder", "elsewhere").returncode == 0
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write anywhere")
+def test_a_folder_of_another_user_cannot_be_written(gpu_tree):
+    (gpu_tree / "runs").mkdir(mode=0o500)
+    assert f"{gpu_tree}/runs cannot be written" in run(gpu_tree).stderr
 
 
 def test_a_driver_that_is_too_old_is_named(gpu_tree):

@@ -52,7 +52,7 @@ DELIBERATE = [ConfigError, ModelFolderError, WorkerFailedError, MessageError, Ch
 class World:
     """Processes that end when they are told to, a clock that moves by waiting, and a supervisor."""
 
-    def __init__(self, *, workers: int = 2, ranks: int = 2, max_restarts: int = 5) -> None:
+    def __init__(self, *, workers: int = 2, ranks: int = 2, max_restarts: int = 5, loss_s: float = 0.0) -> None:
         self.now = 0.0
         self.alive: set[str] = set()
         self.started: list[tuple[float, str]] = []
@@ -61,6 +61,9 @@ class World:
         self.lineage = 0
         self.coming: list[tuple[float, Ended]] = []
         self.hanging: set[str] = set()
+        self.progress: Counter[str] = Counter()
+        self.gone: dict[str, str] = {}
+        self.losses: list[str] = []
         names = [f"learner-{rank}" for rank in range(ranks)]
         self.units = {"learner": names} | {f"rollout-{i}": [f"rollout-{i}"] for i in range(workers)}
         learner, *rest = (self.unit(name) for name in self.units)
@@ -71,8 +74,11 @@ class World:
             max_restarts=max_restarts,
             hang_timeout_s=HANG_S,
             logs=Path("logs"),
+            progress=lambda: self.progress,
             finished=lambda: self.on_record,
             on_restart=self.restarts.append,
+            on_loss=self.losses.append,
+            loss_s=loss_s,
             clock=lambda: self.now,
         )
         self.supervisor.start()
@@ -121,6 +127,9 @@ class World:
     def running(self) -> set[str]:
         return set(self.alive)
 
+    def lost(self) -> dict[str, str]:
+        return dict(self.gone)
+
     def beats(self) -> dict[str, int]:
         return {name: -1 if name in self.hanging else int(self.now) for name in sorted(self.alive)}
 
@@ -142,6 +151,7 @@ def test_at_once_the_first_time_then_after_ever_longer_and_at_once_again_when_it
     assert [r.delay_s for r in world.restarts] == waits
     assert [r.number for r in world.restarts] == list(range(1, 9))
     assert LONGEST_BACKOFF_S == 30
+    world.progress["rollout-1"] += 1
     world.pass_time(WINDOW_S)
     died = world.now
     world.dies("rollout-1")
@@ -152,27 +162,32 @@ def test_at_once_the_first_time_then_after_ever_longer_and_at_once_again_when_it
 
 @given(
     deaths=st.lists(
-        st.tuples(st.floats(0, 250), st.sampled_from(["rollout-0", "rollout-1", "learner-0", "learner-1"])), max_size=60
+        st.tuples(
+            st.floats(0, 250), st.sampled_from(["rollout-0", "rollout-1", "learner-0", "learner-1"]), st.booleans()
+        ),
+        max_size=60,
     ),
     limit=st.integers(0, 4),
     causes=st.randoms(use_true_random=False),
 )
 def test_deaths_below_the_limit_never_end_a_run_and_one_beyond_it_does(deaths, limit, causes):
     world = World(max_restarts=limit)
-    failed: dict[str, list[float]] = {}
-    for pause, name in deaths:
+    failed: dict[str, list[tuple[float, int]]] = {}
+    for pause, name, progress in deaths:
         world.pass_time(pause)
         unit = next(unit for unit, names in world.units.items() if name in names)
         if name not in world.alive:  # it waits to be started again
             continue
-        recent = [at for at in failed.setdefault(unit, []) if world.now - at < WINDOW_S]
+        world.progress[unit] += progress
+        done = world.progress[unit]
+        recent = [at for at, then in failed.setdefault(unit, []) if world.now - at < WINDOW_S or then == done]
         worker = unit.startswith("rollout")
         world.ends(Ended(name, error=causes.choice(PASSING) if worker else ProcessDied()))
         if len(recent) >= limit:
             with pytest.raises(PrimezeroError, match=rf"{name}.*run\.max_restarts={limit}\); see logs/{name}\.log"):
                 world.pass_time(1)
             return
-        failed[unit].append(world.now)
+        failed[unit].append((world.now, done))
         world.pass_time(0.1)
     world.pass_time(LONGEST_BACKOFF_S)
     assert world.alive == world.everyone()
@@ -267,6 +282,32 @@ def test_a_rank_that_hangs_ends_all_ranks_once(stuck):
     assert [name for _, name in world.started].count("rollout-0") == 1
 
 
+@pytest.mark.parametrize("name", ["rollout-0", "learner-0"])
+@pytest.mark.parametrize("waits_s", [0, HANG_S, WINDOW_S, 3 * WINDOW_S])
+def test_one_that_fails_again_and_again_without_getting_further_ends_the_run_however_long_each_takes(name, waits_s):
+    world = World(max_restarts=2)
+    world.progress.update({"rollout-1": 1, "learner": 1} if name == "rollout-0" else {"rollout-1": 1})
+    for number in (1, 2):
+        world.pass_time(waits_s)
+        world.progress["rollout-1"] += 1  # the others' work is none of its
+        world.dies(name)
+        world.pass_time(LONGEST_BACKOFF_S)
+        assert world.restarts[-1].number == number
+    world.pass_time(waits_s)
+    world.dies(name)
+    with pytest.raises(PrimezeroError, match=f"{name} died, after 2 restarts within ten minutes or without progress"):
+        world.pass_time(1)
+
+
+def test_one_that_gets_further_each_time_is_started_again_for_ever():
+    world = World(max_restarts=1)
+    for _ in range(20):
+        world.progress["rollout-0"] += 1
+        world.hanging.add("rollout-0")
+        world.pass_time(WINDOW_S + 2 * HANG_S)
+    assert [r.number for r in world.restarts] == [1] * 20
+
+
 def test_one_that_hangs_again_and_again_ends_the_run():
     world = World(max_restarts=2)
     for _ in range(2):
@@ -333,6 +374,69 @@ def test_at_the_end_everyone_leaves_in_any_order_and_nobody_is_called_back(order
     world.supervisor.wait_for_goodbyes(60)
     assert world.alive == set()
     assert world.restarts == []
+
+
+@pytest.mark.parametrize("seen", ["lost", "died", "hangs"])
+def test_a_worker_whose_machine_is_lost_is_named_with_it_and_started_no_more(seen):
+    world = World(workers=3, max_restarts=1)
+    world.pass_time(20)
+    if seen == "died":  # and Ray has not given its machine up yet
+        world.dies("rollout-1")
+        world.pass_time(1)
+    elif seen == "hangs":
+        world.hanging.add("rollout-1")
+        world.pass_time(HANG_S + 5)
+    restarts = len(world.restarts)
+    world.gone["rollout-1"] = "10.0.0.2"
+    world.hanging.add("rollout-1")
+    world.pass_time(5 * WINDOW_S)
+    world.dies("rollout-1")
+    world.pass_time(5 * WINDOW_S)
+    assert world.alive == world.everyone() - {"rollout-1"}
+    assert len(world.restarts) == restarts == (seen != "lost")
+    [loss] = world.losses
+    assert loss.startswith("machine 10.0.0.2 is lost, and with it rollout-1: the run goes on with the others")
+    world.dies("learner-0")
+    world.pass_time(LONGEST_BACKOFF_S)
+    assert world.alive == world.everyone() - {"rollout-1"}
+
+
+def test_a_run_whose_last_worker_s_machine_is_lost_ends():
+    world = World()
+    world.gone["rollout-0"] = "10.0.0.2"
+    world.pass_time(60)
+    world.gone["rollout-1"] = "10.0.0.3"
+    with pytest.raises(PrimezeroError, match=r"machine 10\.0\.0\.3 is lost, and with it rollout-1, without which"):
+        world.pass_time(60)
+
+
+@pytest.mark.parametrize("heard", [None, RuntimeError("DistStoreError: wait timeout")])
+def test_a_learner_rank_s_machine_that_is_lost_ends_the_run_and_is_named(heard):
+    """Also where the other ranks fail for it a while before Ray is sure."""
+    world = World(ranks=3, loss_s=60)
+    if heard is not None:
+        world.ends(Ended("learner-0", error=heard))
+        world.pass_time(40)
+    world.gone |= {"learner-1": "10.0.0.2", "rollout-1": "10.0.0.2"}
+    with pytest.raises(PrimezeroError, match=r"machine 10\.0\.0\.2 is lost, and with it learner-1, without which"):
+        world.pass_time(60)
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_one_that_dies_over_and_over_since_its_machine_is_lost_ends_no_run_before_that_is_known(lost):
+    world = World(max_restarts=1, loss_s=60)
+    for _ in range(2):
+        world.pass_time(5)
+        world.dies("rollout-0")
+    world.pass_time(30)
+    assert world.alive == world.everyone() - {"rollout-0"}
+    if lost:
+        world.gone["rollout-0"] = "10.0.0.2"
+        world.pass_time(WINDOW_S)
+        assert world.losses
+    else:
+        with pytest.raises(PrimezeroError, match="rollout-0 died, after 1 restarts"):
+            world.pass_time(31)
 
 
 def test_how_the_others_leave_after_the_summary_no_longer_matters():

@@ -18,7 +18,7 @@ from learner.train_metrics import TrainMetrics
 from learner.trainer import Trainer
 from shared import messages as msg
 from shared.config_file import load_config
-from shared.errors import WeightSyncError
+from shared.errors import StreamTimeoutError, WeightSyncError
 
 PROBE = (1, 2, 3)
 
@@ -55,7 +55,9 @@ class PlayedPolicy:
 
 
 class Run:
-    def __init__(self, folder, seeds, monkeypatch, *, point_to_point: bool = True, **overrides) -> None:
+    def __init__(
+        self, folder, seeds, monkeypatch, *, point_to_point: bool = True, replaces: bool = False, **overrides
+    ) -> None:
         settings = {"run.steps": 4, "run.evaluate_every": 2, "run.checkpoint_every": 0, "rollout.start_timeout_s": 60}
         settings |= SMALL_BATCHES | {"sync.timeout_s": 60, "rollout.evaluation_timeout_s": 60} | overrides
         monkeypatch.setattr(learner.trainer, "model_fingerprint", lambda folder: "m")
@@ -80,6 +82,7 @@ class Run:
             resume_from=None,
             lineage=3,
             stop_file=folder / "STOP",
+            replaces=replaces,
         )
         config = load_config(None, [f"--{key}={value}" for key, value in settings.items()])
         self.trainer = Trainer(
@@ -125,9 +128,9 @@ def test_a_run_to_its_end_sends_its_workers_home(make_run):
     worker = run.join()
     records = run.play()
     assert [record["step"] for record in records] == [1, 2, 3, 4]
-    assert all(
-        record["workers"] == {"workers_joined": 0, "workers_lost": 0, "tickets_reissued": 0} for record in records
-    )
+    workers = [record["workers"] for record in records]
+    assert sum(turnover.pop("tickets_closed").get("rollout-0", 0) for turnover in workers) == 24
+    assert all(turnover == {"workers_joined": 0, "workers_lost": 0, "tickets_reissued": 0} for turnover in workers)
     streams = [record["stream"] for record in records]
     assert sum(stream["tickets"] for stream in streams) == sum(stream["messages"] for stream in streams) == 24
     assert all(stream["bytes"] >= 100 * stream["tickets"] and stream["cpu_s"] > 0 for stream in streams)
@@ -148,6 +151,40 @@ def test_a_run_that_fails_leaves_its_workers_to_the_next_learner(make_run):
     assert not worker.sent_home
 
 
+def test_a_learner_in_the_place_of_another_goes_on_with_the_workers_that_are_left(make_run, monkeypatch):
+    monkeypatch.setattr(learner.trainer, "GATHER_S", 0.5)
+    run = make_run(replaces=True, **{"rollout.workers": 3})
+    run.join()
+    late: list[str] = []
+
+    def during(update: int) -> None:
+        if update == 1:
+            run.join("rollout-1")
+            until(lambda: len(run.trainer._pool.members()) == 2)
+            late.append("rollout-1")
+
+    run.policy.during = during
+    records = run.play()
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert late
+    assert "proven" in run.workers[1].said
+
+
+def test_a_learner_in_the_place_of_another_has_all_workers_from_the_beginning_where_all_are_left(make_run):
+    run = make_run(replaces=True, **{"rollout.workers": 2})
+    run.join("rollout-0")
+    late = threading.Timer(0.3, run.join, ["rollout-1"])
+    late.start()
+    assert sum(record["workers"]["workers_joined"] for record in run.play()) == 0
+
+
+def test_at_a_run_s_start_all_workers_have_to_be_there(make_run):
+    run = make_run(**{"rollout.workers": 2, "rollout.start_timeout_s": 0.5})
+    run.join()
+    with pytest.raises(StreamTimeoutError, match="1 of 2 rollout workers connected"):
+        run.play()
+
+
 def test_engines_and_learner_take_turns(make_run):
     """Asleep while the learner computes, awake by the sync or else woken; an evaluation is finished before."""
     run = make_run(**{"rollout.colocation": "alternate", "sync.every": 2, "selfplay.max_staleness": 1, "run.steps": 4})
@@ -163,6 +200,8 @@ def test_engines_and_learner_take_turns(make_run):
         *["Sleep", "train", "Wake"],
         *["Sleep", "train", *sync, "Evaluate"],
     ]
+    for_update = [request.for_update for request in run.workers[0].requests if isinstance(request, msg.Sleep)]
+    assert for_update == [False, True, False, True]  # as the engine is told that it need not keep its weights
     asleep = False
     for _, what in run.journal:
         asleep = what == "Sleep" or (asleep and what not in ("Wake", "FinishUpdate"))
@@ -258,6 +297,7 @@ def test_a_worker_that_dies_is_replaced_while_the_learner_waits_for_its_tickets(
     restarted.start()
     records = run.play()
     restarted.join()
+    del records[0]["workers"]["tickets_closed"]
     assert records[0]["workers"] == {"workers_joined": 1, "workers_lost": 1, "tickets_reissued": 6}
     assert len(records) == 4
     said = run.workers[1].said

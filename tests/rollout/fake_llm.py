@@ -13,12 +13,15 @@ from shared.config import SyncConfig
 
 
 class FakeLLM:
-    """calls: what was called, in order, with what matters of the arguments; `fails` and `hangs` name calls."""
+    """calls: what was called, in order, with what matters of the arguments; `fails` and `hangs` name calls; `takes`:
+    seconds of a call, during which the others wait, as in EngineCore's queue."""
 
     def __init__(self) -> None:
         self.calls: list[str] = []
         self.fails: set[str] = set()
         self.hangs: set[str] = set()
+        self.takes: dict[str, float] = {}
+        self._queue = asyncio.Lock()
         self.errored = False
         self.output_handler = None
         self.output_processor = SimpleNamespace(request_states={})
@@ -31,8 +34,9 @@ class FakeLLM:
 
     async def _do(self, call: str, result: Any = None) -> Any:
         self.calls.append(call)
-        await asyncio.sleep(0)
         name = call.split()[0]
+        async with self._queue:
+            await asyncio.sleep(self.takes.get(name, 0))
         if name in self.hangs:
             await asyncio.Event().wait()
         if name in self.fails:
@@ -50,6 +54,9 @@ class FakeLLM:
 
     async def resume_generation(self) -> None:
         await self._do("resume")
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self._do("init")
 
     async def start_weight_update(self) -> None:
         await self._do("start")

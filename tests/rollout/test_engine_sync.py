@@ -65,6 +65,27 @@ def test_kept_cache_gets_a_salt_for_each_set_of_weights() -> None:
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_what_is_held_of_a_learner_that_has_left_is_let_go_but_for_an_update_that_it_left_open_in_place(
+    in_place: bool,
+) -> None:
+    async def run() -> None:
+        llm = FakeLLM()
+        engine = engine_of(llm, SyncConfig(), in_place=in_place)
+        await whole_update(engine)
+        await engine.forget_learner()
+        assert llm.calls[-1] == "primezero_forget_learner"
+        await engine.start_weight_update()
+        await engine.update_weights({"version": 2})
+        llm.calls.clear()
+        await engine.forget_learner()
+        assert llm.calls == ([] if in_place else ["primezero_forget_learner"])
+        with pytest.raises(WeightSyncError):
+            await (engine.start_weight_update() if in_place else engine.finish_weight_update(2))
+
+    asyncio.run(run())
+
+
 async def start_twice(engine: Engine) -> None:
     await engine.start_weight_update()
     await engine.start_weight_update()
@@ -162,6 +183,63 @@ def test_waiting_for_too_long_leaves_the_old_weights_running(in_place: bool) -> 
     run_in_virtual_time(run())
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("slow", ["start", "update", "finish", "sleep", "wake", "reset", "init"])
+def test_a_call_of_an_update_may_take_as_long_as_its_own_limit_and_the_engine_is_alive_meanwhile(
+    slow: str, in_place: bool
+) -> None:
+    """Though nothing else gets through to it."""
+
+    async def run() -> None:
+        llm = FakeLLM()
+        llm.takes = {slow: 900.0}
+        engine = engine_of(llm, SyncConfig(timeout_s=1000), in_place=in_place, sleep_mode=True)
+        checks = 0
+
+        async def look_on() -> None:
+            nonlocal checks
+            while True:
+                await asyncio.sleep(5)
+                await engine.check_alive()
+                checks += 1
+
+        watching = asyncio.create_task(look_on())
+        await engine.init_weight_transfer({})
+        await engine.sleep()
+        await engine.wake()
+        await whole_update(engine, 1)
+        assert not watching.done()
+        watching.cancel()
+        assert checks >= 100
+        llm.hangs = {"check_health"}
+        with pytest.raises(EngineError, match="check_health: the engine did not answer within 60 s"):
+            await engine.check_alive()
+
+    run_in_virtual_time(run())
+
+
+def test_time_limits_stand_still_while_an_update_is_written_in_place() -> None:
+    async def run() -> None:
+        llm = FakeLLM()
+        llm.takes = {"update": 90.0}
+        engine = engine_of(llm, SyncConfig())
+        deadlines = engine._requests.deadlines
+
+        async def request(seconds: float) -> None:
+            async with deadlines.limited():
+                await asyncio.sleep(seconds)
+
+        running = asyncio.create_task(request(deadlines.limit_s + 30))
+        late = asyncio.create_task(request(deadlines.limit_s + 200))
+        await asyncio.sleep(1)
+        await whole_update(engine)
+        await running
+        with pytest.raises(TimeoutError):
+            await late
+
+    run_in_virtual_time(run())
+
+
 def test_sleep_gives_memory_back_and_an_update_wakes_what_it_needs() -> None:
     async def run() -> None:
         llm = FakeLLM()
@@ -206,6 +284,27 @@ def test_sleep_without_memory_to_give_back_is_a_pause(sync: SyncConfig, pause: l
         await whole_update(engine)
         assert not any(call.startswith("pause") for call in llm.calls)
         assert llm.calls[-1] == "resume"
+
+    asyncio.run(run())
+
+
+def test_weights_that_an_update_will_bring_are_not_kept_over_a_sleep() -> None:
+    async def run() -> None:
+        llm = FakeLLM()
+        engine = engine_of(llm, SyncConfig(), sleep_mode=True)
+        await engine.sleep(for_update=True)
+        assert "sleep 2 keep" in llm.calls
+        with pytest.raises(WeightSyncError, match="sleeps until a weight update"):
+            await engine.wake()  # with what memory holds by chance
+        assert not any(call.startswith(("wake", "resume")) for call in llm.calls)
+        await whole_update(engine)
+        assert llm.calls[-6:] == ["wake weights", "start", "update", "finish 1", "wake kv_cache", "resume"]
+        await engine.sleep()
+        assert "sleep 1 keep" in llm.calls
+        await engine.wake()
+        await engine.sleep(for_update=True)
+        with pytest.raises(WeightSyncError, match="another one began"):
+            await start_twice(engine)
 
     asyncio.run(run())
 

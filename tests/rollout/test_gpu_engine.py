@@ -110,14 +110,15 @@ def test_a_synced_engine_samples_with_the_new_weights(setup: Setup) -> None:
 
 @pytest.mark.parametrize("setup", [CASES["alternate"]], indirect=True, ids=["alternate"])
 def test_an_engine_that_sleeps_gives_its_memory_away_and_wakes_with_new_weights(setup: Setup) -> None:
-    setup.sync(seed=1)
-    free, _ = torch.cuda.mem_get_info()
-    setup.loop.run(setup.engine.sleep())
-    freed = torch.cuda.mem_get_info()[0] - free
-    assert freed > 0.9 * 2**30, f"{freed} bytes"
-    setup.sync(seed=2)
-    assert setup.error() < TOLERANCE
-    assert setup.sampled_error(seed=2) < TOLERANCE
+    for seed, for_update in ((1, False), (3, True)):
+        setup.sync(seed)
+        free, _ = torch.cuda.mem_get_info()
+        setup.loop.run(setup.engine.sleep(for_update=for_update))
+        freed = torch.cuda.mem_get_info()[0] - free
+        assert freed > 0.9 * 2**30, f"{freed} bytes"
+        setup.sync(seed + 1)
+        assert setup.error() < TOLERANCE
+        assert setup.sampled_error(seed + 1) < TOLERANCE
     setup.loop.run(setup.engine.sleep())
     setup.loop.run(setup.engine.wake())
     assert setup.error() < TOLERANCE

@@ -8,20 +8,24 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 import pytest
 import torch
 from plain_engine import DictSource, PlainClient, PlainEngine, expect_error, same, some_weights
 
+from launch.plan.memory_plan import CHUNKS_ON_THE_WAY
 from learner.weight_broadcast import BroadcastTransport, GlooRoot
 from learner.weight_transport import Settings
-from rollout.receiving import bounded
+from rollout.receiving import Batch, bounded
+from rollout.staging import StagedWeights
 from rollout.weight_broadcast import BroadcastReceiver, GlooPeer
 from shared.errors import WeightSyncError
 
@@ -333,6 +337,40 @@ def test_engine_stuck_in_nccl_says_that_it_must_be_restarted(monkeypatch: pytest
     with pytest.raises(WeightSyncError, match=r"within 30 s; .* NCCL cannot be ended, so the engine must be restarted"):
         sender.send(2)
     stuck.set()
+
+
+class Holding(StagedWeights):
+    """Keeps the last parameter of each chunk until the next, as vLLM does with a layer that lacks the rest."""
+
+    def take(self, batch: Batch) -> None:
+        self.held = batch[-1]
+        self.taken = getattr(self, "taken", 0) + 1
+
+
+@pytest.mark.parametrize("kind", [GlooRoot, AsNccl])
+def test_of_an_update_two_chunks_are_in_memory_at_most(monkeypatch: pytest.MonkeyPatch, kind: type[GlooRoot]) -> None:
+    source = DictSource({f"layer.{i}.weight": torch.full((64,), float(i)) for i in range(10)})
+    made: list[weakref.ref[Any]] = []
+    most: list[int] = []
+    monkeypatch.setattr("plain_engine.StagedWeights", Holding)
+    monkeypatch.setattr(Holding, "check_complete", lambda self: None)
+    monkeypatch.setattr(Holding, "commit", lambda self: None)
+    monkeypatch.setitem(globals(), "some_weights", lambda: source.weights)
+    member = engine() if kind is GlooRoot else nccl_engine()
+    settings = Settings(torch.float32, 600, 30.0, "127.0.0.1")
+    sender = BroadcastTransport(PlainClient([member]), source, settings, device=CPU, make_root=kind)
+    sender.connect()
+
+    def empty(size: int, **_: object) -> torch.Tensor:
+        array = np.empty(size, np.uint8)
+        made.append(weakref.ref(array))
+        most.append(sum(each() is not None for each in made))
+        return torch.from_numpy(array)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    sender.send(1)
+    assert len(made) == len(sender._check_open().chunks) > 4
+    assert max(most) == CHUNKS_ON_THE_WAY
 
 
 def test_learner_stuck_in_nccl_says_that_it_must_be_restarted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,6 +309,14 @@ def test_engine_without_a_gpu_says_so(cuda: Cuda) -> None:
     assert cuda.rebuilt == []
 
 
+def test_a_learner_s_buffer_is_let_go_of_when_it_has_left(cuda: Cuda) -> None:
+    released: list[bool] = []
+    receiver = IpcReceiver({}, "float32", torch.device("cuda", 0), cuda.rebuild, lambda: released.append(True))
+    assert not released
+    receiver.close()
+    assert released
+
+
 def test_transports_do_not_mix(cuda: Cuda) -> None:
     receiver = receiver_of(cuda)({}, "float32")
     with pytest.raises(WeightSyncError, match="another transport"):

@@ -83,11 +83,14 @@ class ScriptedEngine:
     async def score(self, ids, request_id):
         return np.full(len(ids) - 1, -1.0, dtype=np.float32)
 
-    async def sleep(self):
-        self.done.append("asleep")
+    async def sleep(self, *, for_update):
+        self.done.append("asleep for an update" if for_update else "asleep")
 
     async def wake(self):
         self.done.append("awake")
+
+    async def forget_learner(self):
+        self.done.append("forgot the learner")
 
     async def check_alive(self):
         if self.unusable:
@@ -269,10 +272,10 @@ async def test_a_worker_that_is_refused_says_why(worker):
 
 async def test_the_engine_sleeps_and_wakes_when_told(worker):
     learner = await bring_up(worker)
-    for id, request in enumerate((msg.Sleep(), msg.Wake())):
+    for id, request in enumerate((msg.Sleep(for_update=True), msg.Sleep(), msg.Wake())):
         await learner.inbox.put(msg.Call(id, request))
         assert await learner.next() == msg.Reply(id, msg.Done())
-    assert worker._engine.done[-2:] == ["asleep", "awake"]
+    assert worker._engine.done[-3:] == ["asleep for an update", "asleep", "awake"]
 
 
 async def test_it_says_that_it_is_alive_until_its_engine_is_not(worker, monkeypatch):
@@ -294,6 +297,7 @@ async def test_not_known_any_more_it_drops_everything_and_begins_anew(worker):
     assert (await learner.next()).sequence == 0
     await forget(worker)
     assert worker._selfplay.cancelled == 1
+    assert worker._engine.done[-1] == "forgot the learner"  # whose memory it would hold on to
     await bring_up(worker, version=2)  # of another lineage: older weights are in order
     await learner.inbox.put(work(1))
     assert (await learner.next()).sequence == 0
@@ -318,7 +322,7 @@ async def test_an_update_that_is_being_finished_is_not_cut_short_by_being_forgot
     assert await learner.quiet()
     worker._engine.may_finish.set()
     assert isinstance(await learner.next(), msg.Hello)  # and no reply to a call that nobody waits for
-    assert worker._engine.done[-1] == "finished 1"
+    assert worker._engine.done[-2:] == ["finished 1", "forgot the learner"]
     assert await learner.quiet()
 
 

@@ -1,5 +1,6 @@
 """The split of a device, what does not fit, and what would."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,21 @@ def test_parts_and_what_is_free_add_up_to_the_device():
         assert whole == A100.memory
         shares = plan.learner_share + plan.engines * plan.engine_share
         assert shares <= 1 - CONTEXT / A100.memory
+
+
+@pytest.mark.parametrize("transport", ["ipc", "nccl"])
+@pytest.mark.parametrize(("vocabulary", "chunks"), [(151_936, 2), (151_937, 3)])
+def test_chunks_of_an_update_count_where_they_take_more_than_what_generation_has_freed(transport, vocabulary, chunks):
+    kind = {"ipc": "colocated", "nccl": "split"}[transport]
+    model = replace(THREE, vocabulary=vocabulary)
+    for mib in (1024, 4096):
+        config = single_a100(sync__buffer_mib=mib, sync__transport=transport, placement__kind=kind)
+        plan = plan_memory(config, model, A100, rank=False, engines=1)
+        names = {part.name: part for part in plan.parts}
+        way, work = names["weights on their way"], names["activations, sampler"]
+        assert way.size == chunks * mib * 2**20
+        assert way.counted == (way.size > work.size)
+        assert work.counted != way.counted
 
 
 def test_a_share_covers_what_its_process_needs():

@@ -73,10 +73,10 @@ def smi(folder, monkeypatch, script: str) -> None:
 
 
 # Of the first the driver keeps 896 MiB for itself; of the other it does not say.
-LISTED = """case $1 in *name,memory.total,memory.reserved,memory.used) ;; *) exit 2 ;; esac
+LISTED = """case $1 in *index,uuid,mig.mode.current,name,memory.total,memory.reserved,memory.used) ;; *) exit 2 ;; esac
 cat <<'END'
-0, GPU-aaaa-1, NVIDIA A100-SXM4-80GB, 81920, 896, 1024
-1, GPU-bbbb-2, another, 40960, [N/A], 0
+0, GPU-aaaa-1, Disabled, NVIDIA A100-SXM4-80GB, 81920, 896, 1024
+1, GPU-bbbb-2, [N/A], another, 40960, [N/A], 0
 END"""
 
 
@@ -96,6 +96,23 @@ def test_only_gpus_that_may_be_seen_count(tmp_path, monkeypatch, visible, seen):
     smi(tmp_path, monkeypatch, LISTED)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     assert [each.name for each in devices_here()] == seen
+
+
+@pytest.mark.parametrize(
+    ("visible", "refused"),
+    [(None, True), ("0", True), ("GPU-aaaa", True), ("1", False), ("MIG-cccc", True), ("MIG-GPU-aaaa-1/0/0", True)],
+)
+def test_slices_of_a_gpu_are_refused_where_they_would_be_used(tmp_path, monkeypatch, visible, refused):
+    """nvidia-smi may tell of no memory then."""
+    smi(tmp_path, monkeypatch, LISTED.replace("Disabled", "Enabled").replace("81920, 896, 1024", "[N/A], [N/A], [N/A]"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if refused:
+        with pytest.raises(InstallationError, match=r"in slices here \(MIG\), which a run cannot use"):
+            devices_here()
+    else:
+        assert [each.name for each in devices_here()] == ["another"]
 
 
 def test_none_that_may_be_seen_is_none(tmp_path, monkeypatch):

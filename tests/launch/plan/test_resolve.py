@@ -6,7 +6,9 @@ import launch.train
 from launch.plan import resolve
 from launch.plan.devices import GIB, Device
 from launch.plan.resolve import resolve_memory
+from launch.run_folder import open_run_folder
 from launch.train import train
+from learner.checkpoint import CheckpointStore, TrainerState
 from shared.config_file import load_config
 from shared.errors import PlanError
 
@@ -70,3 +72,23 @@ def test_training_refuses_what_has_no_room_on_its_gpu(format_model, tmp_path, mo
     with pytest.raises(PlanError, match=r"a small GPU has 1\.0"):
         train(load_config(None, [f"--{key}={value}" for key, value in overrides.items()]))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_goes_on_keeps_to_its_optimizer_s_place_and_says_so_where_that_has_no_room(
+    format_model, tmp_path, monkeypatch
+):
+    """Here it would be offloaded, as it was not where the run began: on a larger GPU, or with more of this one free."""
+    overrides = {"placement.device": "cuda", "run.folder": tmp_path, "run.name": "mine", "environment.prompts": "short"}
+    overrides |= {"model.path": format_model, "sampling.max_prompt_tokens": 64, "sampling.max_response_tokens": 12}
+    config = load_config(None, [f"--{key}={value}" for key, value in overrides.items()])
+    begun = config.model_copy(update={"learner": config.learner.model_copy(update={"offload_optimizer": False})})
+    with open_run_folder(begun) as run:
+        store = CheckpointStore(run.path / "checkpoints", keep=2)
+        store.commit(store.begin(20), TrainerState(20, {}, {}, {}, {}, {}, 0))
+    monkeypatch.setattr(launch.train, "devices_here", lambda: [Device("a GPU", GIB)])
+    with pytest.raises(PlanError, match=r"a GPU has 1\.0.* begun with learner\.offload_optimizer=false, and can go on"):
+        train(config)
+    monkeypatch.setattr(launch.train, "devices_here", lambda: [Device("a GPU", 20 * GIB)])
+    monkeypatch.setattr(launch.train, "open_run_folder", lambda config, resume: pytest.fail(str(config.learner)))
+    with pytest.raises(pytest.fail.Exception, match="offload_optimizer=False"):
+        train(config)
