@@ -19,6 +19,9 @@ class CharacterChat:
     def prompt(self, text: str) -> Int32Array:
         return np.array([*map(ord, text)], dtype=np.int32)
 
+    def check_shown(self, texts: list[str]) -> None:
+        """Every character is a token."""
+
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(i) for i in ids if i)
 

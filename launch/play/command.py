@@ -56,8 +56,9 @@ def add_play(commands: Any) -> None:
 
 def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from launch.evaluate import model_config
+    from launch.model_check import checked_chat
     from launch.play.asking import Propose, Solve, check_proposal, pose
-    from launch.play.player import checked_chat
+    from rollout.environment import make_environment
 
     _check(options)
     request = _request(options)
@@ -66,7 +67,7 @@ def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(options.config or model_config(options.model), overrides)
     model = config.model.model_copy(update={"path": options.model.resolve()})
     config = config.model_copy(update={"model": model})
-    chat = checked_chat(options.model, config)
+    chat = checked_chat(options.model, make_environment(config.environment), config, "--model")
     match request:  # before anything starts
         case Solve():
             pose(config, request)

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -21,6 +20,7 @@ from used_segments import UsedSegments
 import launch.evaluate
 from launch.cli import main
 from launch.evaluate import parse_bands
+from rollout.chat import ChatTokenizer
 from rollout.environment import make_environment
 from rollout.evaluation import evaluation_set
 from rollout.sample import Sample
@@ -66,7 +66,7 @@ class ScriptedEngine:
 def engine(monkeypatch) -> type[ScriptedEngine]:
     scripted = type("Scripted", (ScriptedEngine,), {"log": [], "asked": []})
     monkeypatch.setattr(launch.evaluate, "Engine", scripted)
-    monkeypatch.setattr(launch.evaluate, "ChatTokenizer", SimpleNamespace(from_folder=lambda _: CharacterChat()))
+    monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CharacterChat())
     return scripted
 
 

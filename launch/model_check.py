@@ -1,0 +1,65 @@
+"""Whether a model folder can do what is wanted of it: the one check that `train`, `eval`, `play` and `doctor` make.
+
+It reads the folder alone: no library that a model is run with is loaded.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from launch.lengths import check_context, check_prompts
+from rollout.chat import ChatTokenizer
+from rollout.environment import Environment
+from shared.config import Config
+from shared.model_folder import check_model_folder, check_weights
+
+LENGTH_SAMPLES = 200
+
+
+def checked_chat(
+    folder: Path, environment: Environment, config: Config, named_by: str = "--model.path"
+) -> ChatTokenizer:
+    """The model's tokenizer, once it is known that the model is one that engine and learner take, reads as much as is
+    configured, and is shown what the environment asks.
+
+    Raises ModelFolderError or ConfigError. named_by: what the user named the folder with
+    """
+    check_model_folder(folder, named_by)
+    check_context(folder, config.sampling)
+    chat = ChatTokenizer.from_folder(folder)
+    rng = random.Random("shown")
+    for task in environment.tasks:
+        problems = environment.seed_problems(task, 2, rng, batch=environment.stages[-1])
+        proposed = environment.proposer_prompt(task, problems[:1], batch=environment.stages[-1])
+        chat.check_shown([*map(environment.solver_prompt, problems), proposed])
+    return chat
+
+
+def check_models(environment: Environment, config: Config) -> ChatTokenizer:
+    """The tokenizer of a run's model, once its folder, the reference model's and the environment's prompts have passed.
+
+    Raises ModelFolderError or ConfigError, saying what to do.
+    """
+    chat = checked_chat(config.model.path, environment, config)
+    if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
+        check_weights(config.learner.reference_model, "--learner.reference_model")
+    check_lengths(environment, chat, config)
+    return chat
+
+
+def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config) -> None:
+    """Raise ConfigError where prompts, of problems drawn at random, would not fit."""
+    rng = random.Random("lengths")
+    for batch in environment.stages:
+        for task in environment.tasks:
+            problems = environment.seed_problems(task, LENGTH_SAMPLES, rng, batch=batch)
+            asked = {problem.key: len(chat.prompt_ids(environment.solver_prompt(problem))) for problem in problems}
+            check_prompts(f"{task}: a solver's prompt", asked.values(), config.sampling)
+            if not config.selfplay.proposals_per_task:
+                continue
+            longest = sorted(problems, key=lambda problem: asked[problem.key], reverse=True)
+            count = min(config.selfplay.references, len(problems))
+            shown = [longest[:count], *(rng.sample(problems, count) for _ in range(LENGTH_SAMPLES))]
+            proposed = (environment.proposer_prompt(task, references, batch=batch) for references in shown)
+            check_prompts(f"{task}: a proposer's prompt", (len(chat.prompt_ids(p)) for p in proposed), config.sampling)
