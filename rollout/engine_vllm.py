@@ -169,16 +169,23 @@ def start_vllm(model: Path, dtype: str, seed: int, rollout: RolloutConfig, max_m
 
 
 def sampling_params(**arguments: Any) -> Any:
-    """vLLM's SamplingParams, for one finished output without text. EngineError for values that it refuses."""
+    """vLLM's SamplingParams, for one finished output without text. EngineError for values that it refuses, or replaces.
+
+    It raises a low temperature, for one, with no more than a warning; the learner would know nothing of it.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     try:
-        return SamplingParams(
+        params = SamplingParams(
             **arguments, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
     except Exception as error:
         raise EngineError(f"the engine refuses these sampling parameters: {error}") from error
+    for name, value in arguments.items():
+        if (made := getattr(params, name)) != value:
+            raise EngineError(f"the engine would sample with {name}={made}, and was asked for {name}={value}")
+    return params
 
 
 def init_request(init_info: dict[str, Any]) -> Any:

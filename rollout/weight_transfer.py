@@ -12,7 +12,7 @@ import signal
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rollout import engine_core
+from rollout import engine_core, engine_failure
 from shared.errors import WeightSyncError
 from shared.processes import signal_at_parents_death
 
@@ -43,6 +43,7 @@ def register() -> None:
     for transport, engine in engine_classes().items():
         WeightTransferEngineFactory.register_engine(BACKENDS[transport], engine)
     engine_core.install()
+    engine_failure.report()
 
 
 class WorkerExtension:

@@ -74,3 +74,13 @@ def make_sharded_folder(folder: Path) -> Path:
         (folder / file).write_bytes(safetensors_bytes({name: SHAPES[name] for name in names}))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
     return folder
+
+
+def engine_files(folder: Path) -> list[Path]:
+    """Those that vLLM loads, as tests/rollout/test_engine_vllm.py compares with its own choice."""
+    found = [path for path in sorted(folder.glob("*.safetensors")) if not path.name.startswith(".")]
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        found = [path for path in found if path.name in named]
+    return found

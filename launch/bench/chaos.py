@@ -105,7 +105,7 @@ class _Ordeal:
     def go_through(self) -> Outcome:
         """Everything, to the end of the run; nothing of it is left then."""
         settings, outcome, begin = self._settings, self._outcome, time.monotonic()
-        with self._place.output.open("w") as self._output:
+        with self._place.output.open("w", encoding="utf-8") as self._output:
             self._run = self._start()
             try:
                 first = _CHECKPOINT_EVERY + 1

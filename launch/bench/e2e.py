@@ -231,7 +231,7 @@ def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say:
             processes.finish()
         finally:
             processes.close()
-        lines = (learner.run_folder / "metrics.jsonl").read_text().splitlines()
+        lines = (learner.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     counted = [
         json.loads(line)
         for index, line in enumerate(lines[:-1])  # the last one ended the run

@@ -69,7 +69,7 @@ def _samples(settings: SoakSettings, place: Workplace, say: Say) -> tuple[list[S
         "run.steps": 10**6,
         "run.time_limit_s": "none",
     }
-    with place.output.open("w") as output:
+    with place.output.open("w", encoding="utf-8") as output:
         run = StartedRun(place.run, run_settings, temporary=place.temporary, output=output)
         try:
             say("starting the run")

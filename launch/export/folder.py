@@ -70,6 +70,6 @@ def _fill(folder: Path, run: RunRecords, config: Config, source: Source) -> None
             )
         save_weights(source.checkpoint, base, folder)
         copy_tokenizer(base, folder)
-    (folder / PROMPTS_FILE).write_text(prompt_settings(config))
-    (folder / "README.md").write_text(model_card(run, config, source.step))
+    (folder / PROMPTS_FILE).write_text(prompt_settings(config), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, config, source.step), encoding="utf-8")
     check_model_folder(folder)

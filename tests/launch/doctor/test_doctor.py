@@ -170,6 +170,9 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_told(monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/home/somebody/scratch/tmp")
     (finding,) = run_checks([("temporary folder", check_temporary_place)])
     assert (finding.status, "TMPDIR=/tmp" in finding.advice) == (Status.FAIL, True)
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/ü")
+    (finding,) = run_checks([("temporary folder", check_temporary_place)])
+    assert (finding.status, "other letters than ASCII" in finding.advice) == (Status.FAIL, True)
 
 
 def test_variables_that_runs_refuse_are_told(monkeypatch):
