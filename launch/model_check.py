@@ -6,11 +6,12 @@ It reads the folder alone: no library that a model is run with is loaded.
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from launch.lengths import check_context, check_prompts
 from rollout.chat import ChatTokenizer
-from rollout.environment import Environment
+from rollout.environment import Environment, make_environment
 from shared.config import Config
 from shared.model_folder import check_model_folder, check_weights
 
@@ -50,16 +51,39 @@ def check_models(environment: Environment, config: Config) -> ChatTokenizer:
 
 def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config) -> None:
     """Raise ConfigError where prompts, of problems drawn at random, would not fit."""
+    for what, tokens in _prompt_lengths(environment, chat, config):
+        check_prompts(what, tokens, config.sampling)
+
+
+def with_prompt_room(config: Config, tokens: int = 0) -> Config:
+    """With `sampling.max_prompt_tokens` as the prompts of its model need it, and room for those that were not drawn.
+
+    tokens: to be used instead, where it is not 0. Raises ModelFolderError or ConfigError as `checked_chat`.
+    """
+    if not tokens:
+        check_model_folder(config.model.path, "--model")
+        chat = ChatTokenizer.from_folder(config.model.path)
+        lengths = _prompt_lengths(make_environment(config.environment), chat, config)
+        tokens = max(max(each, default=0) for _, each in lengths) * 9 // 8 + 8
+    sampling = config.sampling.model_copy(update={"max_prompt_tokens": tokens})
+    check_context(config.model.path, sampling)
+    return config.model_copy(update={"sampling": sampling})
+
+
+def _prompt_lengths(
+    environment: Environment, chat: ChatTokenizer, config: Config
+) -> Iterator[tuple[str, Collection[int]]]:
+    """Of each kind of prompt, in each stage, what it is and how many tokens some have."""
     rng = random.Random("lengths")
     for batch in environment.stages:
         for task in environment.tasks:
             problems = environment.seed_problems(task, LENGTH_SAMPLES, rng, batch=batch)
             asked = {problem.key: len(chat.prompt_ids(environment.solver_prompt(problem))) for problem in problems}
-            check_prompts(f"{task}: a solver's prompt", asked.values(), config.sampling)
+            yield f"{task}: a solver's prompt", asked.values()
             if not config.selfplay.proposals_per_task:
                 continue
             longest = sorted(problems, key=lambda problem: asked[problem.key], reverse=True)
             count = min(config.selfplay.references, len(problems))
             shown = [longest[:count], *(rng.sample(problems, count) for _ in range(LENGTH_SAMPLES))]
             proposed = (environment.proposer_prompt(task, references, batch=batch) for references in shown)
-            check_prompts(f"{task}: a proposer's prompt", (len(chat.prompt_ids(p)) for p in proposed), config.sampling)
+            yield f"{task}: a proposer's prompt", [len(chat.prompt_ids(prompt)) for prompt in proposed]

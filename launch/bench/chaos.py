@@ -94,7 +94,7 @@ class _Ordeal:
         self._outcome = Outcome()
         self._going_on = GoingOn()
         self._run_settings = {
-            "model.path": place.model,
+            **place.settings,
             "run.seed": settings.seed,
             "run.steps": settings.steps,
             "run.time_limit_s": "none",

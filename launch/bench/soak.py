@@ -64,7 +64,7 @@ def bench_soak(settings: SoakSettings, say: Say = lambda _: None) -> Report:
 def _samples(settings: SoakSettings, place: Workplace, say: Say) -> tuple[list[Sample], int, int]:
     """Samples of the run, its steps and its restarts; it has ended well by then."""
     run_settings = {
-        "model.path": place.model,
+        **place.settings,
         "run.seed": settings.seed,
         "run.steps": 10**6,
         "run.time_limit_s": "none",

@@ -19,7 +19,7 @@ import launch.train
 from launch.beginnings import seed_stages
 from launch.leftovers import Leftovers
 from launch.lengths import check_context
-from launch.model_check import check_lengths
+from launch.model_check import check_lengths, with_prompt_room
 from launch.processes import free_port
 from launch.records import Records
 from launch.run_folder import RunFolder, open_run_folder
@@ -118,6 +118,21 @@ def test_prompt_and_response_must_fit_what_the_model_reads(tmp_path):
     config = configured(tmp_path, sampling__max_prompt_tokens=4000, sampling__max_response_tokens=97)
     with pytest.raises(ConfigError, match=r"max_response_tokens = 4097.* reads 4096 tokens"):
         check_context(tmp_path, config.sampling)
+
+
+@pytest.mark.parametrize("prompts", ["short", "instruct"])
+def test_room_for_prompts_is_made_as_the_model_needs_it(tmp_path, monkeypatch, prompts):
+    """As benchmarks do, which take any model."""
+    monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CHAT)
+    config = configured(tmp_path, environment__prompts=prompts, environment__max_prime=31)
+    with_room = with_prompt_room(config)
+    check_lengths(make_environment(config.environment), CHAT, with_room)
+    longest = max(longest_prompts(config))
+    assert longest <= with_room.sampling.max_prompt_tokens <= 1.2 * longest + 8
+    assert with_prompt_room(config, 99).sampling.max_prompt_tokens == 99
+    with pytest.raises(ConfigError, match="reads 4096 tokens at most"):
+        with_prompt_room(configured(tmp_path, sampling__max_response_tokens=4090, environment__max_prime=31))
 
 
 def test_a_share_that_holds_nothing_out_is_refused(tmp_path):
