@@ -11,11 +11,16 @@ from pathlib import Path
 
 from launch.lengths import check_context, check_prompts
 from rollout.chat import ChatTokenizer
+from rollout.engine_vllm import check_head_width
 from rollout.environment import Environment, make_environment
 from shared.config import Config
 from shared.model_folder import check_model_folder, check_weights
 
 LENGTH_SAMPLES = 200
+TELLS_THE_DAY = (
+    "the chat template tells the model the date: prompts, and so accuracies, are those of the day, and a run that goes "
+    "over midnight mixes them"
+)
 
 
 def checked_chat(
@@ -27,6 +32,7 @@ def checked_chat(
     Raises ModelFolderError or ConfigError. named_by: what the user named the folder with
     """
     check_model_folder(folder, named_by)
+    check_head_width(folder, config.placement.resolved_device)
     check_context(folder, config.sampling)
     chat = ChatTokenizer.from_folder(folder)
     rng = random.Random("shown")

@@ -13,7 +13,7 @@ from launch.beginnings import probe, seed_stages
 from launch.disk_space import check_disk
 from launch.display import open_display
 from launch.interrupts import Interrupts
-from launch.model_check import check_models
+from launch.model_check import TELLS_THE_DAY, check_models
 from launch.placement import Machine, cluster_address, gpus_needed, learner_names, place, rollout_names
 from launch.plan.devices import devices_here, smallest
 from launch.plan.resolve import resolve_memory
@@ -65,6 +65,8 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     environment = make_environment(config.environment)
     check_held_out(environment, config)
     chat = check_models(environment, config)
+    if chat.tells_the_day:
+        _complain(TELLS_THE_DAY)
     probe_ids = probe(environment, chat, config)
     check_disk(config)
     check_placement(config)

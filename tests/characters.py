@@ -13,6 +13,8 @@ from shared.episodes import Int32Array, VersionSpan
 class CharacterChat:
     """0 ends the turn."""
 
+    tells_the_day = False
+
     def prompt_ids(self, text: str) -> list[int]:
         return self.prompt(text).tolist()
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from launch.disk_space import SHARED_MEMORY, check_disk
 from launch.doctor.findings import Finding, Status
-from launch.model_check import check_models
+from launch.model_check import TELLS_THE_DAY, check_models
 from launch.plan.devices import GIB
 from launch.private_folder import check_temporary_folder
 from rollout.engine_vllm import check_environment
@@ -43,10 +43,7 @@ def check_model(config: Config, *, named: bool) -> Iterator[Finding]:
         return
     yield Finding("model folder", Status.OK, f"{path}")
     if chat.tells_the_day:
-        advice = (
-            "prompts, and accuracies, are those of the day: a run that goes over midnight, or is resumed, mixes them"
-        )
-        yield Finding("chat template", Status.WARN, "it tells the model the date", advice)
+        yield Finding("chat template", Status.WARN, "it depends on the date", TELLS_THE_DAY)
 
 
 def check_disks(config: Config) -> Iterator[Finding]:

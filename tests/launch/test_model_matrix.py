@@ -115,7 +115,7 @@ def other_head(tensors: dict[str, torch.Tensor]) -> None:
 
 
 def adapter_in_it(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.zeros(1, 8)
+    tensors["model.layers.0.self_attn.q_proj.lora_A.weight"] = torch.zeros(1, 64)
 
 
 def adapter_beside(folder: Path) -> None:
@@ -170,6 +170,7 @@ FOLDERS = {
     "another model's type": config("does not go with the rest", model_type="llama"),
     "a label list": config("config.json is refused: AttributeError", id2label=[1]),
     "a rope of no kind": config("config.json is refused: KeyError", rope_parameters={"rope_type": "llama3"}),
+    "heads that the engine has no kernel for": config("have 16 numbers", num_attention_heads=4, num_key_value_heads=2),
     "sizes as text": config("Expected `int`, got `str`", hidden_size="8"),
     "code of its own": config("auto_map", auto_map={"AutoModelForCausalLM": "modeling.Mine"}),
     # templates
@@ -191,7 +192,7 @@ FOLDERS = {
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("matrix") / "plain"
-    settings = TinyModelSettings(hidden=16, heads=2, intermediate=16, layers=1, steps=0, max_response_tokens=1)
+    settings = TinyModelSettings(layers=1, steps=0, max_response_tokens=1)
     make_tiny_model(folder, EnvironmentConfig(prompts="short"), settings=settings, seed=0)
     return folder
 

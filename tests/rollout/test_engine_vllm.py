@@ -1,11 +1,13 @@
 """What the engine adapter asks of vLLM, without an engine."""
 
-import pytest
-from model_files import engine_files, make_model_folder, make_sharded_folder, safetensors_bytes
+import json
 
-from rollout.engine_vllm import sampling_params
+import pytest
+from model_files import CONFIG, engine_files, make_model_folder, make_sharded_folder, safetensors_bytes
+
+from rollout.engine_vllm import _CPU_HEAD_WIDTHS, check_head_width, sampling_params
 from shared.config import SamplingConfig
-from shared.errors import EngineError
+from shared.errors import EngineError, ModelFolderError
 from shared.limits import LOWEST_TEMPERATURE
 
 
@@ -40,3 +42,23 @@ def test_the_weight_files_that_are_checked_are_those_that_it_loads(make, tmp_pat
     loader = DefaultModelLoader(LoadConfig(load_format="safetensors"))
     _, files, *_ = loader._prepare_weights(str(folder), None, None, True, None)
     assert sorted(files) == [str(path) for path in engine_files(folder)]
+
+
+def test_heads_that_there_are_kernels_for_are_vllm_s():
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert CPUAttentionBackend.get_supported_head_sizes() == [*_CPU_HEAD_WIDTHS]
+
+
+@pytest.mark.parametrize(
+    ("width", "devices"), [(8, {"cuda"}), (64, {"cpu", "cuda"}), (72, {"cuda"}), (512, {"cpu"}), (12, {})]
+)
+def test_a_width_of_heads_that_the_engine_does_not_compute_is_refused(tmp_path, width, devices):
+    folder = make_model_folder(tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"head_dim": width}))
+    for device in ("cpu", "cuda"):
+        if device in devices:
+            check_head_width(folder, device)
+        else:
+            with pytest.raises(ModelFolderError, match=rf"have {width} numbers, and the engine computes none such"):
+                check_head_width(folder, device)

@@ -35,7 +35,7 @@ def findings(checked) -> dict[str, Finding]:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("doctor") / "tiny"
-    settings = TinyModelSettings(hidden=8, heads=1, intermediate=8, layers=1, steps=0, max_response_tokens=1)
+    settings = TinyModelSettings(layers=1, steps=0, max_response_tokens=1)
     make_tiny_model(folder, EnvironmentConfig(prompts="short"), settings=settings, seed=0)
     return folder
 
@@ -120,7 +120,7 @@ def test_a_template_that_tells_the_date_is_told(settings, tmp_path):
 def test_a_disk_without_room_is_told(settings, monkeypatch):
     config = load_config(None, settings)
     assert {finding.status for finding in check_disks(config)} == {Status.OK}
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**24))
     found = findings(check_disks(config))
     assert found["disk"].status is Status.WARN
     assert (found["shared memory"].status, "--shm-size" in found["shared memory"].advice) == (Status.WARN, True)
