@@ -66,8 +66,9 @@ def with_prompt_room(config: Config, tokens: int = 0) -> Config:
 
     tokens: to be used instead, where it is not 0. Raises ModelFolderError or ConfigError as `checked_chat`.
     """
+    check_model_folder(config.model.path, "--model")
+    check_head_width(config.model.path, config.placement.resolved_device)
     if not tokens:
-        check_model_folder(config.model.path, "--model")
         chat = ChatTokenizer.from_folder(config.model.path)
         lengths = _prompt_lengths(make_environment(config.environment), chat, config)
         tokens = max(max(each, default=0) for _, each in lengths) * 9 // 8 + 8

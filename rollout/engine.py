@@ -270,6 +270,7 @@ class Engine:
             self._link.llm.shutdown(timeout=_SHUTDOWN_TIMEOUT_S)
         self._link.llm = None
         kill(processes)
+        engine_failure.forget()
         self._thread.shutdown()
 
 

@@ -1,6 +1,6 @@
-"""Why EngineCore did not start. vLLM's front end only says that the cause stands "above", in another process's log.
+"""What EngineCore failed of. vLLM's front end only says that the cause stands "above", in another process's log.
 
-`report` runs in EngineCore's process, `expect` and `refusal` in that of the adapter.
+`report` runs in EngineCore's process, the others in that of the adapter.
 """
 
 from __future__ import annotations
@@ -36,7 +36,21 @@ def report() -> None:
 def expect() -> None:
     """Before an engine is started: have EngineCore leave its cause in a file of this process."""
     os.environ[_VARIABLE] = f"{tempfile.gettempdir()}/primezero-engine-{os.getpid()}.json"
-    Path(os.environ[_VARIABLE]).unlink(missing_ok=True)
+    forget()
+
+
+def forget() -> None:
+    """Once the engine has ended: remove the file."""
+    if _VARIABLE in os.environ:
+        Path(os.environ[_VARIABLE]).unlink(missing_ok=True)
+
+
+def cause() -> tuple[str, bool] | None:
+    """What EngineCore has failed of, in one line, and whether that is `lasting`; None where it has left nothing."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        left = json.loads(Path(os.environ[_VARIABLE]).read_text(encoding="utf-8"))
+        return " ".join(left["reason"].split()), bool(left["lasting"])
+    return None
 
 
 def lasting(error: BaseException) -> bool:
@@ -48,13 +62,8 @@ def lasting(error: BaseException) -> bool:
 
 def refusal(model: Path, error: Exception) -> PrimezeroError:
     """What to raise where vLLM raised `error` at its start: ModelFolderError where no restart helps, or EngineError."""
-    reason, stays = described(error), lasting(error)
-    file = Path(os.environ[_VARIABLE])
-    with contextlib.suppress(OSError, ValueError):
-        left = json.loads(file.read_text(encoding="utf-8"))
-        file.unlink()
-        reason, stays = str(left["reason"]), bool(left["lasting"])
-    reason = " ".join(reason.split())
+    reason, stays = cause() or (" ".join(described(error).split()), lasting(error))
+    forget()
     if stays:
         return ModelFolderError(f"the engine does not take the model in {model} with these settings: {reason}")
     return EngineError(f"the engine did not start with {model}: {reason}")

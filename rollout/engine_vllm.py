@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from rollout import engine_failure
 from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
 from shared.errors import EngineError, InstallationError, ModelFolderError
@@ -53,8 +54,10 @@ def failure(error: Exception) -> str:
     """What an engine raised, in words; of one that has died vLLM only says that its trace stands "above"."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    dead = isinstance(error, EngineDeadError)
-    return "EngineCore has died, and the log says of what" if dead else f"{type(error).__name__}: {error}"
+    if not isinstance(error, EngineDeadError):
+        return f"{type(error).__name__}: {error}"
+    left = engine_failure.cause()
+    return "EngineCore has died, and the log says of what" if left is None else f"EngineCore has died: {left[0]}"
 
 
 def check_head_width(model: Path, device: str) -> None:

@@ -124,6 +124,7 @@ def test_prompt_and_response_must_fit_what_the_model_reads(tmp_path):
 def test_room_for_prompts_is_made_as_the_model_needs_it(tmp_path, monkeypatch, prompts):
     """As benchmarks do, which take any model."""
     monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_head_width", lambda *_, **__: None)
     monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CHAT)
     config = configured(tmp_path, environment__prompts=prompts, environment__max_prime=31)
     with_room = with_prompt_room(config)
@@ -160,6 +161,7 @@ def test_what_no_process_would_start_with_is_an_error_before_anything_is_made(
     monkeypatch.setenv(*variable)
     monkeypatch.setattr("tempfile.tempdir", variable[1] if variable[0] == "TMPDIR" else None)
     monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_head_width", lambda *_, **__: None)
     monkeypatch.setattr(launch.train, "check_disk", lambda *_: None)
     monkeypatch.setattr(launch.train, "probe", lambda *_: ())
     monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CHAT)
@@ -191,6 +193,7 @@ def test_what_an_earlier_start_left_behind_takes_up_no_room_and_no_port_when_tha
     left = subprocess.Popen([sys.executable, "-c", code], env=mark, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     left.stdout.readline()
     monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_head_width", lambda *_, **__: None)
     monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: pytest.fail("came as far as that"))
     try:
         with pytest.raises(pytest.fail.Exception, match="as far as that"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from rollout import engine_failure
+from rollout.engine_vllm import failure
 from shared.errors import EngineError, ModelFolderError
 
 MODEL = Path("models/mine")
@@ -58,6 +59,19 @@ def test_without_one_it_is_what_was_raised_here():
     refused = engine_failure.refusal(MODEL, ValueError("block_size must be\na multiple of 32"))
     assert str(refused).endswith("with these settings: ValueError: block_size must be a multiple of 32")
     assert isinstance(refused, ModelFolderError)
+
+
+def test_what_a_running_engine_dies_of_is_told_with_each_request_that_fails():
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    assert failure(EngineDeadError()) == "EngineCore has died, and the log says of what"
+    core_fails(RuntimeError("Unsupported CPU attention configuration"))
+    for _ in range(2):
+        assert (
+            failure(EngineDeadError()) == "EngineCore has died: RuntimeError: Unsupported CPU attention configuration"
+        )
+    assert failure(ValueError("n")) == "ValueError: n"
+    engine_failure.forget()
 
 
 def test_the_cause_of_an_earlier_start_is_forgotten():
