@@ -54,7 +54,7 @@ class ChatTokenizer:
             raise ModelFolderError(f"the tokenizer in {folder} has no chat template: use an Instruct model")
         if tokenizer.eos_token_id is None:
             raise ModelFolderError(f"the tokenizer in {folder} has no eos_token, to end a turn: use an Instruct model")
-        largest, vocabulary = max(tokenizer.get_vocab().values()), vocabulary_size(folder)
+        largest, vocabulary = max(tokenizer.get_vocab().values(), default=0), vocabulary_size(folder)
         if vocabulary is not None and largest >= vocabulary:
             raise ModelFolderError(
                 f"the tokenizer in {folder} has token ids up to {largest}, but the model knows {vocabulary} tokens "
@@ -129,13 +129,12 @@ class ChatTokenizer:
         tokenizer, added = self._tokenizer, self._tokenizer.added_tokens_decoder
         template = f"{tokenizer.chat_template} {self._rendered('1')}"
         special = {*tokenizer.all_special_tokens, *(token.content for token in added.values() if token.special)}
-        return tuple(
-            {
-                *tokenizer.special_tokens_map.values(),
-                *(added[token].content for token in self._stop_ids if token in added),
-                *(token for token in special if token in template),
-            }
-        )
+        controls = {
+            *tokenizer.special_tokens_map.values(),
+            *(added[token].content for token in self._stop_ids if token in added),
+            *(token for token in special if token in template),
+        }
+        return tuple(controls - {""})
 
     def response_ids(self, text: str) -> list[int]:
         """A whole assistant's turn, its end-of-turn token included."""

@@ -294,6 +294,7 @@ def held_by(files: list[Path]) -> set[str]:
 
 @pytest.mark.slow
 @pytest.mark.integration
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("folder", [name for name, odd in FOLDERS.items() if not odd.refused], indirect=True)
 def test_a_folder_that_is_taken_trains_two_steps_and_exports(folder, tmp_path):
     small = "--selfplay.proposals_per_task 4 --selfplay.buffer_problems_per_task 2 --run.final_evaluations 1"
