@@ -22,7 +22,7 @@ class EngineNoise:
         """Whatever goes to this process's stderr meanwhile is kept; and, as long as they live, that of the processes
         that are started meanwhile. What still has to be said goes to the file that is given."""
         sys.stderr.flush()
-        with os.fdopen(os.dup(2), "w", buffering=1) as screen:
+        with os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8") as screen:
             os.dup2(self._file.fileno(), 2)
             try:
                 yield screen

@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from launch.engine_noise import engine_noise
 from launch.evaluation_report import BandReport, Report
 from launch.evaluation_results import Compared, Outcome, problem_set
-from launch.lengths import check_context, check_prompts
+from launch.lengths import check_prompts
+from launch.model_check import checked_chat
 from launch.run_folder import CONFIG_FILE
 from rollout.chat import ChatTokenizer
 from rollout.engine import Engine
@@ -26,7 +27,6 @@ from rollout.evaluation import Attempted, Decoding, attempt, evaluation_set
 from shared.config import Config, EnvironmentConfig
 from shared.episodes import Problem
 from shared.errors import ConfigError
-from shared.model_folder import check_model_folder
 
 Bounds = tuple[int, int]
 # In an exported model's folder.
@@ -119,10 +119,8 @@ def _band(config: EnvironmentConfig, bounds: Bounds) -> _Band:
 
 
 def _checked_chat(model: Path, named_by: str, config: Config, bands: Sequence[_Band]) -> ChatTokenizer:
-    """The model's tokenizer, once it is known that the model is there and every prompt fits."""
-    check_model_folder(model, named_by)
-    check_context(model, config.sampling)
-    chat = ChatTokenizer.from_folder(model)
+    """The model's tokenizer, once it is known that the model can be evaluated and every prompt fits."""
+    chat = checked_chat(model, bands[0].environment, config, named_by)
     for band in bands:
         tokens = (len(chat.prompt_ids(band.environment.solver_prompt(problem))) for problem in band.problems)
         check_prompts(f"a solver's prompt for primes {band.name}", tokens, config.sampling)

@@ -28,12 +28,12 @@ _MADE_BY = (
 def ensure_model(folder: Path, make: Callable[[], None]) -> None:
     """Call `make`, which makes the demo's model in `folder`, unless it is there, made by today's recipe."""
     recipe, made_by = recipe_digest(), folder / RECIPE_FILE
-    if made_by.is_file() and made_by.read_text() == recipe:
+    if made_by.is_file() and made_by.read_text(encoding="utf-8") == recipe:
         return
     if folder.exists():
         shutil.rmtree(folder)
     make()
-    made_by.write_text(recipe)
+    made_by.write_text(recipe, encoding="utf-8")
 
 
 def recipe_digest() -> str:

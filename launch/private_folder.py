@@ -21,8 +21,13 @@ _LONGEST_TEMPORARY = 20
 
 
 def check_temporary_folder() -> Path:
-    """The folder for temporary files. ConfigError where its path is too long for the sockets below it."""
+    """The folder for temporary files. ConfigError where no socket can be below it: too long, or not ASCII."""
     folder = Path(tempfile.gettempdir())
+    if not str(folder).isascii():
+        raise ConfigError(
+            f"the folder for temporary files, {str(folder)!r}, has other letters than ASCII's, which sockets below it "
+            "cannot have: name another one, as in TMPDIR=/tmp primezero train ..."
+        )
     if len(os.fsencode(folder)) > _LONGEST_TEMPORARY:
         raise ConfigError(
             f"sockets below the folder for temporary files, {folder}, would have too long a path: name a shorter one, "

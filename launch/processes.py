@@ -107,7 +107,7 @@ def _bound_port(family: socket.AddressFamily, host: str, port: int) -> int:
 
 def _first_passing_port() -> int:
     """The lowest of those that the kernel gives to connections, and to whoever listens at any port."""
-    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="utf-8").split()[0])
 
 
 def listen_towards(host: str) -> None:

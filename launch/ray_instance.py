@@ -78,7 +78,7 @@ def start_own(folder: Path, *, mark: str, cpus: int, gpus: int) -> None:
     """
     token = folder / "token"
     token.touch(mode=0o600)
-    token.write_text(TOKEN)
+    token.write_text(TOKEN, encoding="utf-8")
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     os.environ.pop("RAY_AUTH_TOKEN", None)  # it would count for more
     # Ray's own processes have it from here; those of the run are given another.
@@ -220,6 +220,13 @@ def _lets_in(address: str, token: str | None) -> bool:
     if token is not None:
         env["RAY_AUTH_TOKEN"] = token
     with contextlib.suppress(subprocess.TimeoutExpired):
-        asked = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=ASK_S)
+        asked = subprocess.run(
+            [sys.executable, "-c", code],
+            env=env,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=ASK_S,
+        )
         return "let in" in asked.stdout
     return False

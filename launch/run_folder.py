@@ -20,7 +20,9 @@ from shared.config import Config
 from shared.config_file import dump_toml, load_config, values_by_key
 from shared.disk import free_bytes, reason, size, writing
 from shared.errors import CheckpointError, ConfigError
-from shared.metrics import replace_file
+from shared.metrics import replace_file, write_json
+from shared.model_config import read_object
+from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 
 CONFIG_FILE = "config.toml"
 SUMMARY_FILE = "summary.json"
@@ -28,6 +30,8 @@ METRICS_FILE = "metrics.jsonl"
 EVALUATIONS_FILE = "evaluations.jsonl"
 STOP_FILE = "STOP"
 LINEAGE_FILE = "lineage"
+# The fingerprints of what it is made with, by the keys of the configuration that name the folders.
+MODELS_FILE = "models.json"
 RESTARTS_FILE = "restarts.jsonl"
 CHECKPOINTS = "checkpoints"
 # Marks a folder as a run's; locked while that run lives.
@@ -105,7 +109,7 @@ def remove_what_is_left(config: Config) -> None:
     with contextlib.suppress(OSError), contextlib.ExitStack() as opened:  # `open_run_folder` says what is wrong
         if folder.exists():
             _check_ours(folder)
-            fcntl.flock(opened.enter_context((folder / LOCK_FILE).open()), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(opened.enter_context((folder / LOCK_FILE).open("rb")), fcntl.LOCK_EX | fcntl.LOCK_NB)
             remove_leftovers(folder)
 
 
@@ -126,7 +130,7 @@ def with_choices_kept(config: Config) -> Config:
 def is_going(folder: Path) -> bool:
     """Whether the run in this folder lives."""
     try:
-        with (folder / LOCK_FILE).open() as file:
+        with (folder / LOCK_FILE).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -142,12 +146,13 @@ def _open(folder: Path, config: Config, opened: contextlib.ExitStack) -> RunFold
     else:
         folder.mkdir(mode=0o700)
         (folder / LOCK_FILE).touch()
-    _lock(opened.enter_context((folder / LOCK_FILE).open()).fileno(), folder)
+    _lock(opened.enter_context((folder / LOCK_FILE).open("rb")).fileno(), folder)
     remove_leftovers(folder)
     found = _resume(folder, config)
     (folder / STOP_FILE).unlink(missing_ok=True)
     (folder / "logs").mkdir(exist_ok=True)
     replace_file(folder / CONFIG_FILE, dump_toml(config))
+    write_json(folder / MODELS_FILE, _models(config))
     return _go_on(folder, found)
 
 
@@ -162,7 +167,7 @@ def _go_on(folder: Path, found: tuple[Path, TrainerState] | None) -> RunFolder:
 
 def _next_lineage(file: Path) -> int:
     try:
-        lineage = int(file.read_text()) + 1 if file.exists() else 0
+        lineage = int(file.read_text(encoding="utf-8")) + 1 if file.exists() else 0
     except ValueError as error:
         raise CheckpointError(
             f"{file}, which counts the starts of the run, is damaged: put it back as it was, or begin anew with "
@@ -243,6 +248,13 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
+def _models(config: Config) -> dict[str, str]:
+    """By the keys that name the folders; of a model with its tokenizer."""
+    model, reference = config.model.path, config.learner.reference_model
+    models = {"model.path": f"{model_fingerprint(model)} {tokenizer_fingerprint(model)}"}
+    return models if reference is None else models | {"learner.reference_model": model_fingerprint(reference)}
+
+
 def _check_same(folder: Path, config: Config) -> None:
     try:
         before, after = values_by_key(load_config(folder / CONFIG_FILE)), values_by_key(config)
@@ -251,10 +263,20 @@ def _check_same(folder: Path, config: Config) -> None:
             f"the run in {folder} was made with another version of primezero: choose another --run.name, or pass "
             f"--run.overwrite true to replace it. In its {CONFIG_FILE}, {error}"
         ) from error
+    # A model is what it is made of, not where it lies: its folder may have moved, or hold another one by now.
+    was, now = read_object(folder / MODELS_FILE), _models(config)
+    same = {key for key in now if was.get(key) == now[key]}
+    others = [key for key in now if key in was and key not in same]
+    if others:
+        raise ConfigError(
+            f"the run in {folder} was made with another model than that in {after[others[0]]} ({others[0]}): name the "
+            "folder that has it, choose another --run.name, or pass --run.overwrite true to replace it"
+        )
     changed = [
         key
         for key in after
         if before[key] != after[key]
+        and key not in same
         and (key in _FIXED_KEYS or not (key.startswith(_FREE_SECTIONS) or key in _FREE_KEYS))
     ]
     if changed:

@@ -134,7 +134,7 @@ def _summary(path: Path) -> Record | None:
 
 def _settings(path: Path) -> dict[str, Any]:
     try:
-        return dict(_flat(tomllib.loads(path.read_text())))
+        return dict(_flat(tomllib.loads(path.read_text(encoding="utf-8"))))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path} is not the configuration of a run: {error}") from error
 

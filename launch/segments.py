@@ -45,7 +45,7 @@ def _inodes(pid: int) -> Iterator[int]:
     A semaphore is mapped under another name than it has in the end, so names do not tell.
     """
     with contextlib.suppress(OSError):
-        for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
+        for line in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8").splitlines():
             fields = line.split(maxsplit=5)
             if len(fields) == 6 and fields[5].startswith("/dev/shm/"):
                 yield int(fields[4])

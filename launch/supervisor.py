@@ -5,6 +5,7 @@ Nothing here knows how a process is started or watched: see launch/ray_cluster.p
 
 from __future__ import annotations
 
+import textwrap
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from typing import Protocol
 
 from launch.liveness import Liveness
 from learner.progress import Summary
-from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTimeoutError, WeightSyncError, named
+from shared.errors import EngineError, PrimezeroError, SentAwayError, StreamTimeoutError, WeightSyncError, described
 
 WINDOW_S = 600.0
 LONGEST_BACKOFF_S = 30.0
@@ -277,7 +278,7 @@ class Supervisor:
         assert ended.error is not None
         if isinstance(ended.error, PrimezeroError):
             raise ended.error
-        raise PrimezeroError(f"{self._reason(ended)}; see {self._log(ended.name)}") from ended.error
+        raise PrimezeroError(f"{self._reason(ended)}\n{self._log(ended.name)}") from ended.error
 
     def _recover(self, unit: Unit, process: str, reason: str) -> None:
         """End what is left of a unit, and have it started again in a while, unless that has been tried enough."""
@@ -296,7 +297,7 @@ class Supervisor:
         if before >= self._max_restarts:
             times = f", after {before} restarts within ten minutes or without progress since" if before else ""
             error = PrimezeroError(
-                f"{reason}{times} (run.max_restarts={self._max_restarts}); see {self._log(process)}. Given again, the "
+                f"{reason}{times} (run.max_restarts={self._max_restarts}); {self._log(process)}. Given again, the "
                 "same command goes on from the last checkpoint"
             )
             self._doubts.append(_Doubt(now + self._loss_s, unit, lambda: _raise(error)))
@@ -304,7 +305,7 @@ class Supervisor:
         delay = min(LONGEST_BACKOFF_S, 2.0 ** (before - 1)) if before else 0.0
         unit.failures.append(_Failure(now, progress))
         unit.due = now + delay
-        self._on_restart(Restart(unit.name, reason, before + 1, self._max_restarts, delay, unit.go_on()))
+        self._on_restart(Restart(unit.name, _brief(reason), before + 1, self._max_restarts, delay, unit.go_on()))
 
     def _set_aside(self, unit: Unit) -> None:
         """End what is left of it, and expect nothing of it any more."""
@@ -315,11 +316,18 @@ class Supervisor:
     def _reason(self, ended: Ended) -> str:
         if isinstance(ended.error, ProcessDied):
             return ended.error.reason(ended.name)
-        what = named(ended.error) if isinstance(ended.error, PrimezeroError) else repr(ended.error)
-        return f"{ended.name} failed: {what.partition(chr(10))[0][:REASON_CHARACTERS]}"
+        assert ended.error is not None
+        return f"{ended.name} failed: {described(ended.error)}"
 
-    def _log(self, process: str) -> Path:
-        return self._logs / f"{process}.log"
+    def _log(self, process: str) -> str:
+        """Where to look; what dies before it has a log leaves none."""
+        log = self._logs / f"{process}.log"
+        return f"see {log}" if log.is_file() else f"it had not come so far as to begin its log, {log}"
+
+
+def _brief(reason: str) -> str:
+    """The first line, and of a long one as many words as there is room for."""
+    return textwrap.shorten(reason.partition("\n")[0], REASON_CHARACTERS, placeholder=" …")
 
 
 def _raise(error: Exception) -> None:

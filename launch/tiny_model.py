@@ -147,7 +147,7 @@ def _make(
     seed: int,
     progress: Progress | None,
 ) -> WarmStartReport:
-    (folder / "README.md").write_text(_README)
+    (folder / "README.md").write_text(_README, encoding="utf-8")
     tokenizer = new_tokenizer(env, settings.vocabulary, settings.max_positions)
     tokenizer.save_pretrained(folder)
     with _reproducible(seed), without_progress_bars():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,11 +13,10 @@ from launch.beginnings import probe, seed_stages
 from launch.disk_space import check_disk
 from launch.display import open_display
 from launch.interrupts import Interrupts
-from launch.lengths import check_context, check_prompts
+from launch.model_check import TELLS_THE_DAY, check_models
 from launch.placement import Machine, cluster_address, gpus_needed, learner_names, place, rollout_names
 from launch.plan.devices import devices_here, smallest
 from launch.plan.resolve import resolve_memory
-from launch.plan.sizes import folder_sizes
 from launch.plan.table import plan_table
 from launch.private_folder import check_temporary_folder, private_folder
 from launch.processes import be_private, free_port
@@ -40,17 +38,15 @@ from launch.tracking.tracker import Tracking, check_tracking
 from launch.vitals import Vitals
 from learner.progress import Summary
 from learner.spec import LearnerSpec
-from rollout.chat import ChatTokenizer
 from rollout.engine_vllm import check_environment, check_version
 from rollout.environment import Environment, make_environment
 from rollout.evaluation import EVALUATION_SEED
 from rollout.worker import WorkerSpec
 from shared.config import Config
 from shared.errors import ConfigError, PlanError
-from shared.model_folder import check_model_folder, check_weights
+from shared.model_sizes import folder_sizes
 from shared.transport import ClientKeys, check_address, make_keys
 
-LENGTH_SAMPLES = 200
 GOODBYE_S = 30.0
 
 
@@ -66,14 +62,12 @@ def train(config: Config, *, resume: bool = False) -> Summary:
     check_version()
     check_environment()
     check_tracking(config)
-    check_model_folder(config.model.path)
     check_address(config.stream.endpoint)
-    if config.learner.kl_coefficient > 0 and config.learner.reference_model is not None:
-        check_weights(config.learner.reference_model, "--learner.reference_model")
     environment = make_environment(config.environment)
-    chat = ChatTokenizer.from_folder(config.model.path)
     check_held_out(environment, config)
-    check_lengths(environment, chat, config)
+    chat = check_models(environment, config)
+    if chat.tells_the_day:
+        _complain(TELLS_THE_DAY)
     probe_ids = probe(environment, chat, config)
     check_disk(config)
     check_placement(config)
@@ -281,21 +275,3 @@ def check_held_out(environment: Environment, config: Config) -> None:
                 f"environment.held_out={share} holds no {task} problem out: raise it, widen the range of problems, or "
                 "set it to 0"
             )
-
-
-def check_lengths(environment: Environment, chat: ChatTokenizer, config: Config) -> None:
-    """Raise ConfigError where prompts, of problems drawn at random, or the whole context would not fit."""
-    check_context(config.model.path, config.sampling)
-    rng = random.Random("lengths")
-    for batch in environment.stages:
-        for task in environment.tasks:
-            problems = environment.seed_problems(task, LENGTH_SAMPLES, rng, batch=batch)
-            asked = {problem.key: len(chat.prompt_ids(environment.solver_prompt(problem))) for problem in problems}
-            check_prompts(f"{task}: a solver's prompt", asked.values(), config.sampling)
-            if not config.selfplay.proposals_per_task:
-                continue
-            longest = sorted(problems, key=lambda problem: asked[problem.key], reverse=True)
-            count = min(config.selfplay.references, len(problems))
-            shown = [longest[:count], *(rng.sample(problems, count) for _ in range(LENGTH_SAMPLES))]
-            proposed = (environment.proposer_prompt(task, references, batch=batch) for references in shown)
-            check_prompts(f"{task}: a proposer's prompt", (len(chat.prompt_ids(p)) for p in proposed), config.sampling)

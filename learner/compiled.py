@@ -26,7 +26,7 @@ def compiling() -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[_FOLDER] = str(folder)
     try:
-        with (folder / "compiling").open("w") as file:
+        with (folder / "compiling").open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # the system lets go of it with the process
             for baton in folder.rglob(_BATON):
                 baton.unlink()

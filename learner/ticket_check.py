@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from shared.config import SelfPlayConfig
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Ticket, Verdict
 from shared.errors import MessageError
+from shared.limits import MAX_REWARD
 from shared.rewards import solve_rate
 
 MAX_PROBLEM_CHARACTERS = 65_536
-MAX_REWARD = 1e6
 SOLVE_RATE_TOLERANCE = 1e-6
 # Tuples: looking an enum's member up in a set calls back into Python to hash it.
 PROPOSERS_VERDICTS = (Verdict.VALID, Verdict.INVALID, Verdict.COPY, Verdict.HELD_OUT, Verdict.UNPARSABLE)

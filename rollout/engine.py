@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from rollout import fork_server
+from rollout import engine_failure, fork_server
 from rollout.engine_link import Link
 from rollout.engine_processes import kill, with_descendants
 from rollout.engine_requests import Requests
@@ -88,9 +88,10 @@ class Engine:
 
         transport: the weight transport, resolved (`Config.transport`), whatever `sync` says
 
-        Raises InstallationError for a vLLM we do not know, ModelFolderError when the folder is not usable, EngineError
-        when the engine does not come up within `rollout.start_timeout_s`.
+        Raises InstallationError for a vLLM we do not know, ModelFolderError when the folder is not usable or vLLM does
+        not take it, EngineError when the engine does not come up otherwise, or within `rollout.start_timeout_s`.
         """
+        engine_failure.expect()
         check_version()
         check_weights(model)
         stop_token_ids = stop_tokens(model)
@@ -123,7 +124,7 @@ class Engine:
                 ) from error
             if not isinstance(error, Exception) or isinstance(error, PrimezeroError):
                 raise
-            raise EngineError(f"the engine did not start with {model}: {error}; its log above says more") from error
+            raise engine_failure.refusal(model, error) from error
         engine = cls(
             llm,
             thread,
@@ -300,6 +301,7 @@ class Engine:
         self._link.llm = None
         kill(processes)
         self._temporary.cleanup()
+        engine_failure.forget()
         self._thread.shutdown()
 
 

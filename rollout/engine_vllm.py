@@ -12,9 +12,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rollout import engine_failure
 from rollout.weight_transfer import BACKENDS, WORKER_EXTENSION
 from shared.config import RolloutConfig
-from shared.errors import EngineError, InstallationError
+from shared.errors import EngineError, InstallationError, ModelFolderError
+from shared.model_sizes import folder_sizes
 
 # We stand on parts of vLLM that it does not promise to keep: each version has to be tried before it is listed.
 SUPPORTED_VERSIONS = ("0.32.0",)
@@ -26,6 +28,9 @@ _ANY_SHARE = 0.01
 # Each has vLLM take a model, or the way to load it, from elsewhere than the model folder.
 _OTHER_MODELS = ("VLLM_USE_MODELSCOPE", "VLLM_MODEL_REDIRECT_PATH", "VLLM_TEST_FORCE_LOAD_FORMAT")
 _PRELOADED = ("libs/libtcmalloc*.so*", "lib/libgomp*.so*")
+# That there are attention kernels for: `CPUAttentionBackend.get_supported_head_sizes`; FlashAttention's.
+_CPU_HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
+_WIDEST_HEAD = 256
 # The model in EngineCore's own process. On the CPU vLLM turns "uni" into a process beside it that it exchanges pickles
 # with, two each step, and busily waits for, on a core that others need; it leaves a class that is named alone.
 _IN_ENGINE_CORE = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -54,8 +59,24 @@ def failure(error: Exception) -> str:
     """What an engine raised, in words; of one that has died vLLM only says that its trace stands "above"."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
-    dead = isinstance(error, EngineDeadError)
-    return "EngineCore has died, and the log says of what" if dead else f"{type(error).__name__}: {error}"
+    if not isinstance(error, EngineDeadError):
+        return f"{type(error).__name__}: {error}"
+    left = engine_failure.cause()
+    return "EngineCore has died, and the log says of what" if left is None else f"EngineCore has died: {left[0]}"
+
+
+def check_head_width(model: Path, device: str) -> None:
+    """ModelFolderError where the engine's attention on this device has no kernel for heads of the model's width.
+
+    On the CPU vLLM finds out with its first request.
+    """
+    width = folder_sizes(model).head_width
+    if width not in _CPU_HEAD_WIDTHS if device == "cpu" else width % 8 or width > _WIDEST_HEAD:
+        known = f"one of {', '.join(map(str, _CPU_HEAD_WIDTHS))}" if device == "cpu" else "a multiple of 8, up to 256"
+        raise ModelFolderError(
+            f"the attention heads of the model in {model} have {width} numbers, and the engine computes none such on "
+            f"this device ({device}): use a model whose heads have {known}"
+        )
 
 
 def check_environment() -> None:
@@ -203,16 +224,23 @@ def start_vllm(
 
 
 def sampling_params(**arguments: Any) -> Any:
-    """vLLM's SamplingParams, for one finished output without text. EngineError for values that it refuses."""
+    """vLLM's SamplingParams, for one finished output without text. EngineError for values that it refuses, or replaces.
+
+    It raises a low temperature, for one, with no more than a warning; the learner would know nothing of it.
+    """
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     try:
-        return SamplingParams(
+        params = SamplingParams(
             **arguments, flat_logprobs=True, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
         )
     except Exception as error:
         raise EngineError(f"the engine refuses these sampling parameters: {error}") from error
+    for name, value in arguments.items():
+        if (made := getattr(params, name)) != value:
+            raise EngineError(f"the engine would sample with {name}={made}, and was asked for {name}={value}")
+    return params
 
 
 def init_request(init_info: dict[str, Any]) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from rollout import engine_core, fork_server
+from rollout import engine_core, engine_failure, fork_server
 from shared.errors import WeightSyncError
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def register() -> None:
     for transport, engine in engine_classes().items():
         WeightTransferEngineFactory.register_engine(BACKENDS[transport], engine)
     engine_core.install()
+    engine_failure.report()
 
 
 class WorkerExtension:

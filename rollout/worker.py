@@ -20,7 +20,7 @@ from rollout.session import Session
 from shared import messages as msg
 from shared.config import Config
 from shared.episodes import Ticket
-from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, WorkerFailedError
+from shared.errors import PrimezeroError, SentAwayError, WeightSyncError, WorkerFailedError, described
 from shared.heap import keep_freed_memory
 from shared.model_folder import model_fingerprint, tokenizer_fingerprint
 from shared.transport import ClientKeys, StreamClient
@@ -306,5 +306,5 @@ class RolloutWorker:
 
 
 def _reason(error: Exception) -> str:
-    reason = str(error) if isinstance(error, PrimezeroError) else repr(error)
+    reason = str(error) if isinstance(error, PrimezeroError) else described(error)
     return reason[: msg.MAX_REASON_CHARACTERS]

@@ -21,6 +21,7 @@ from shared.config_section import (
     Section,
     Share,
 )
+from shared.limits import LOWEST_TEMPERATURE, MAX_EPISODES_PER_TICKET, MAX_REWARD, MAX_TOKENS_PER_TICKET, TOKEN_BYTES
 
 MAX_STALENESS = 16
 # What can carry weights, by placement, on any device.
@@ -190,7 +191,7 @@ class SelfPlayConfig(Section):
 
     proposals_per_task: int = Field(64, ge=0, description="proposal tickets per task and batch")
     buffer_problems_per_task: int = Field(0, ge=0, description="buffer tickets per task and batch")
-    attempts: int = Field(8, ge=2, description="solver attempts on each problem")
+    attempts: int = Field(8, ge=2, lt=MAX_EPISODES_PER_TICKET, description="solver attempts on each problem")
     solver_samples: Literal["attempts", "separate"] = Field(
         "attempts",
         description="what trains the solver: all attempts; or, as in the paper, one separate sample a ticket, the "
@@ -226,7 +227,7 @@ class SelfPlayConfig(Section):
 class SamplingConfig(Section):
     """How the engine samples during training; both log-probabilities use the same temperature."""
 
-    temperature: float = Field(1.0, gt=0, le=2)
+    temperature: float = Field(1.0, ge=LOWEST_TEMPERATURE, le=2, description="the engine samples at no lower one")
     max_prompt_tokens: Count = Field(512, description="a longer prompt is refused, never cut")
     max_response_tokens: Count = Field(1024, description="a longer response is cut and counts as truncated")
 
@@ -439,6 +440,18 @@ class Config(Section):
                 f"selfplay.max_staleness={self.selfplay.max_staleness} is too small for "
                 f"sync.every={self.sync.every}: it must be at least {self.sync.every - 1}"
             )
+        if (largest := self.largest_reward) > MAX_REWARD:
+            raise ValueError(
+                f"rewards, with rewards.length_penalty for sampling.max_response_tokens, can come to {largest:g}, more "
+                f"than {MAX_REWARD:g}: lower them; where advantages are normalised their scale is no matter"
+            )
+        episodes = self.selfplay.trained_attempts + 1
+        tokens = episodes * (self.sampling.max_prompt_tokens + self.sampling.max_response_tokens)
+        if tokens > (most := min(MAX_TOKENS_PER_TICKET, self.stream.max_message_mib * 2**20 // TOKEN_BYTES)):
+            raise ValueError(
+                f"a ticket of {episodes} episodes (selfplay.attempts) could have {tokens} tokens, more than the {most} "
+                "that a message holds: raise stream.max_message_mib, or lower sampling.max_response_tokens"
+            )
         if self.sync.keep_kv and self.sync.in_flight != "keep":
             raise ValueError(f"sync.keep_kv=true is for sync.in_flight=keep, not {self.sync.in_flight}")
         if self.model.dtype == "bfloat16" and self.learner.zero_stage == 0:
@@ -486,6 +499,14 @@ class Config(Section):
     def run_folder(self) -> Path:
         """Where this run keeps everything."""
         return self.run.folder / self.run.name
+
+    @property
+    def largest_reward(self) -> float:
+        """No episode's reward is further from 0."""
+        rewards = self.rewards
+        outcomes = (rewards.correct, rewards.wrong, rewards.unparsable, rewards.invalid, rewards.extreme_solve_rate, 1)
+        lengths = rewards.length_penalty * self.sampling.max_response_tokens
+        return max(map(abs, outcomes)) + lengths + rewards.answer_diversity_bonus + rewards.repeat_penalty
 
     @property
     def solver_row_weight(self) -> float:

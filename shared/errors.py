@@ -1,5 +1,7 @@
 """Errors that a user can act on. Each message says what went wrong and what to look at."""
 
+import traceback
+
 
 class PrimezeroError(Exception):
     """Base of every error that ends a command with a message instead of a traceback. exit_code: of the command"""
@@ -10,6 +12,13 @@ class PrimezeroError(Exception):
 def named(error: PrimezeroError) -> str:
     """An error as it is shown: the name that docs/troubleshooting.md has it by, where it has one, and what it says."""
     return f"{type(error).__name__}: {error}" if type(error) is not PrimezeroError else str(error)
+
+
+def described(error: BaseException) -> str:
+    """Any error as text, in as many lines as it has: `named`, or as Python ends a traceback with it."""
+    if isinstance(error, PrimezeroError):
+        return named(error)
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 class ConfigError(PrimezeroError):

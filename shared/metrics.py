@@ -81,7 +81,7 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 def replace_file(path: Path, text: str) -> None:
     """Write beside and rename: a reader sees the old file or the new one."""
     beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
+    beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)
 
 

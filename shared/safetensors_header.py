@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from shared.errors import ModelFolderError
 
 # The library's own limit.
 _MAX_HEADER_BYTES = 100_000_000
+_PART_BYTES = 2**22
 _LFS_POINTER = b"version https://git-lfs"
 _ITEM_BYTES = {
     **dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3"), 1),
@@ -66,6 +68,19 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         what = "finish the download" if size < promised else "download it again"
         raise ModelFolderError(f"{path} has {size} bytes, and {promised} by its own header: {what}")
     return tensors
+
+
+def tensor_bytes(path: Path, tensor: StoredTensor) -> Iterator[bytes]:
+    """A tensor of a file that `read_header` has passed, in parts of one size."""
+    begin, end = tensor.data_offsets
+    try:
+        with path.open("rb") as file:
+            start = 8 + struct.unpack("<Q", file.read(8))[0] + begin
+            file.seek(start)
+            for at in range(begin, end, _PART_BYTES):
+                yield file.read(min(_PART_BYTES, end - at))
+    except OSError as error:
+        raise ModelFolderError(f"cannot read {path}: {error.strerror}") from error
 
 
 def _parse(path: Path, header: bytes) -> dict[str, StoredTensor]:

@@ -19,9 +19,7 @@ import numpy as np
 
 from shared.episodes import ClosedTicket, Episode, Problem, Role, Task, TicketId, Verdict, VersionSpan
 from shared.errors import MessageError
-
-MAX_EPISODES_PER_TICKET = 4096
-MAX_TOKENS_PER_TICKET = 2**27
+from shared.limits import MAX_EPISODES_PER_TICKET, MAX_TOKENS_PER_TICKET
 
 Frame = bytes | memoryview
 

@@ -13,11 +13,16 @@ from shared.episodes import Int32Array, VersionSpan
 class CharacterChat:
     """0 ends the turn."""
 
+    tells_the_day = False
+
     def prompt_ids(self, text: str) -> list[int]:
         return self.prompt(text).tolist()
 
     def prompt(self, text: str) -> Int32Array:
         return np.array([*map(ord, text)], dtype=np.int32)
+
+    def check_shown(self, texts: list[str]) -> None:
+        """Every character is a token."""
 
     def decode(self, ids: list[int]) -> str:
         return "".join(chr(i) for i in ids if i)

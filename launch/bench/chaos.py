@@ -94,7 +94,7 @@ class _Ordeal:
         self._outcome = Outcome()
         self._going_on = GoingOn()
         self._run_settings = {
-            "model.path": place.model,
+            **place.settings,
             "run.seed": settings.seed,
             "run.steps": settings.steps,
             "run.time_limit_s": "none",
@@ -105,7 +105,7 @@ class _Ordeal:
     def go_through(self) -> Outcome:
         """Everything, to the end of the run; nothing of it is left then."""
         settings, outcome, begin = self._settings, self._outcome, time.monotonic()
-        with self._place.output.open("w") as self._output:
+        with self._place.output.open("w", encoding="utf-8") as self._output:
             self._run = self._start()
             try:
                 first = _CHECKPOINT_EVERY + 1

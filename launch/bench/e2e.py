@@ -22,6 +22,7 @@ from launch.bench.report import Report, Result, machine
 from launch.bench.rounds import median_ratio
 from launch.bench.settings import setting
 from launch.bench.split_processes import SplitProcesses
+from launch.model_check import with_prompt_room
 from learner.spec import LearnerSpec
 from rollout.chat import ChatTokenizer
 from rollout.environment import make_environment
@@ -34,7 +35,6 @@ LARGE_PARAMETERS = 300_000_000
 # Prompts, completions of each, tokens of each completion, as others measure it.
 SMALL_WORK, LARGE_WORK = (64, 4, 64), (16, 2, 32)
 _ENVIRONMENT = EnvironmentConfig(min_prime=2, max_prime=617, evaluation_problems_per_task=1)
-_PROMPT_TOKENS = 512
 # What the learner does with one batch after the other in a round. A step counts if the one before was of its kind.
 # Two batches are sampled at once, and close in pairs.
 _BESIDE_PLAIN = ("together",) * 2
@@ -231,7 +231,7 @@ def measure(settings: E2ESettings, arm: str, model: BenchModel, work: Work, say:
             processes.finish()
         finally:
             processes.close()
-        lines = (learner.run_folder / "metrics.jsonl").read_text().splitlines()
+        lines = (learner.run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     counted = [
         json.loads(line)
         for index, line in enumerate(lines[:-1])  # the last one ended the run
@@ -339,7 +339,7 @@ def _run(
                 "seed_problems_per_task": 8 * work.prompts // len(environment.tasks),
                 "max_staleness": 1,
             },
-            "sampling": {"max_prompt_tokens": _PROMPT_TOKENS, "max_response_tokens": work.response_tokens},
+            "sampling": {"max_response_tokens": work.response_tokens},
             "rollout": {
                 "threads": settings.engine_threads,
                 "max_sequences": work.prompts * work.completions,
@@ -355,6 +355,7 @@ def _run(
             "stream": {"worker_timeout_s": settings.timeout_s, "batch_timeout_s": settings.timeout_s},
         }
     )
+    config = with_prompt_room(config)
     config.run_folder.mkdir()
     endpoint = f"ipc://{folder}/stream"
     learner = LearnerSpec(

@@ -86,7 +86,7 @@ def machine() -> dict[str, Any]:
 
 
 def _cpu_name() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         key, _, value = line.partition(":")
         if key.strip() in ("model name", "CPU part"):
             return value.strip()

@@ -12,6 +12,7 @@ from launch.bench.models import BenchModel, bench_model, parameter_count
 from launch.bench.report import Report, Result, machine
 from launch.bench.rounds import in_turn, median_ratio
 from launch.bench.settings import setting
+from launch.model_check import with_prompt_room
 from shared.config import (
     Config,
     EnvironmentConfig,
@@ -42,7 +43,7 @@ class RolloutSettings:
     buffer_problems_per_task: int = setting(48, "buffer tickets, of each task")
     attempts: int = setting(8, "solver samples of a ticket")
     response_tokens: int = setting(12, "most of each response")
-    prompt_tokens: int = setting(64, "most of each prompt; instruct needs more")
+    prompt_tokens: int = setting(0, "most of each prompt; 0: as many as the model's prompts have")
     max_sequences: int = setting(256, "sequences that the engine decodes at once")
     max_open_tickets: int = setting(512, "tickets that the worker works on at once")
     engine_threads: int = setting(1, "CPU threads of the engine")
@@ -66,7 +67,7 @@ def bench_rollout(settings: RolloutSettings, say: Say = lambda _: None) -> Repor
     with bench_model(
         settings.model, vocabulary=settings.vocabulary, dtype=settings.dtype, environment=environment
     ) as model:
-        config = _config(settings, model, environment)
+        config = with_prompt_room(_config(settings, model, environment), settings.prompt_tokens)
         described = {
             "name": model.name,
             "parameters": parameter_count(model.load(settings.dtype)),
@@ -112,7 +113,7 @@ def _config(settings: RolloutSettings, model: BenchModel, environment: Environme
             references=3,
             max_staleness=0,
         ),
-        sampling=SamplingConfig(max_prompt_tokens=settings.prompt_tokens, max_response_tokens=settings.response_tokens),
+        sampling=SamplingConfig(max_response_tokens=settings.response_tokens),
         rollout=RolloutConfig(
             threads=settings.engine_threads,
             max_sequences=settings.max_sequences,

@@ -64,12 +64,12 @@ def bench_soak(settings: SoakSettings, say: Say = lambda _: None) -> Report:
 def _samples(settings: SoakSettings, place: Workplace, say: Say) -> tuple[list[Sample], int, int]:
     """Samples of the run, its steps and its restarts; it has ended well by then."""
     run_settings = {
-        "model.path": place.model,
+        **place.settings,
         "run.seed": settings.seed,
         "run.steps": 10**6,
         "run.time_limit_s": "none",
     }
-    with place.output.open("w") as output:
+    with place.output.open("w", encoding="utf-8") as output:
         run = StartedRun(place.run, run_settings, temporary=place.temporary, output=output)
         try:
             say("starting the run")

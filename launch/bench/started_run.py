@@ -54,7 +54,8 @@ class StartedRun:
             cwd=ROOT,
             stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             start_new_session=True,
         )
 
@@ -84,7 +85,7 @@ class StartedRun:
     def records(self, name: str) -> list[dict[str, Any]]:
         """The whole lines of a .jsonl file of the run's folder; [] while there is none."""
         path = self.folder / name
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def step(self) -> int:
@@ -95,7 +96,7 @@ class StartedRun:
     def summary(self) -> dict[str, Any] | None:
         """summary.json, once the run is complete."""
         path = self.folder / "summary.json"
-        return json.loads(path.read_text()) if path.exists() else None
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     def kill(self) -> None:
         """End whatever is left of it."""
@@ -110,7 +111,7 @@ class StartedRun:
 
 def last_lines(output: Path) -> str:
     """What a run printed last, for an error."""
-    return "\n".join(output.read_text(errors="replace").splitlines()[-_TAIL_LINES:])
+    return "\n".join(output.read_text(errors="replace", encoding="utf-8").splitlines()[-_TAIL_LINES:])
 
 
 def wait_until_gone(alive: Callable[[], list[psutil.Process]], timeout_s: float) -> list[psutil.Process]:

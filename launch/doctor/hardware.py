@@ -114,4 +114,6 @@ def _driver(said: str) -> Finding:
 def _torch_says() -> str:
     """Asked in a process of its own: what it makes on the GPU goes with it."""
     command = [sys.executable, "-c", _ASK_TORCH]
-    return subprocess.run(command, capture_output=True, text=True, timeout=_CUDA_TIMEOUT_S, check=True).stdout
+    return subprocess.run(
+        command, capture_output=True, encoding="utf-8", errors="replace", timeout=_CUDA_TIMEOUT_S, check=True
+    ).stdout

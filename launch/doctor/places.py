@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 
 from launch.disk_space import SHARED_MEMORY, check_disk
 from launch.doctor.findings import Finding, Status
-from launch.lengths import check_context
+from launch.model_check import TELLS_THE_DAY, check_models
 from launch.plan.devices import GIB
 from launch.private_folder import check_temporary_folder
 from rollout.engine_vllm import check_environment
+from rollout.environment import make_environment
 from shared.config import Config
 from shared.disk import free_bytes, size
 from shared.errors import DiskError, PrimezeroError
-from shared.model_folder import check_model_folder
+from shared.pretrained import generation_config, model_config, reason
 from shared.transport import check_address
 
 _ENOUGH_DISK, _ENOUGH_SHARED = 2 * GIB, GIB // 2
@@ -28,12 +30,20 @@ def check_model(config: Config, *, named: bool) -> Iterator[Finding]:
         yield Finding("model folder", Status.SKIP, "none named", "name one with --model.path FOLDER, or --config FILE")
         return
     try:
-        check_model_folder(path)
-        check_context(path, config.sampling)
+        chat = check_models(make_environment(config.environment), config)
+        with tempfile.TemporaryDirectory() as place:  # as the run's end writes it
+            for configuration in (model_config, generation_config):
+                configuration(path).save_pretrained(place)
     except PrimezeroError as error:
         yield Finding("model folder", Status.FAIL, f"{path}", str(error))
-    else:
-        yield Finding("model folder", Status.OK, f"{path}")
+        return
+    except Exception as error:  # the library documents no closed list of what it refuses to save
+        advice = f"a run could not write its model: {reason(error)}; put the model's own config.json there"
+        yield Finding("model folder", Status.FAIL, f"{path}", advice)
+        return
+    yield Finding("model folder", Status.OK, f"{path}")
+    if chat.tells_the_day:
+        yield Finding("chat template", Status.WARN, "it depends on the date", TELLS_THE_DAY)
 
 
 def check_disks(config: Config) -> Iterator[Finding]:

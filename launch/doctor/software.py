@@ -109,7 +109,9 @@ def check_compilers(config: Config, which: Which = shutil.which) -> Iterator[Fin
 
 def _first_line(command: list[str]) -> str:
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_TIMEOUT_S, check=False).stdout
+        said = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", timeout=_COMPILER_TIMEOUT_S, check=False
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
     return said.partition("\n")[0]

@@ -91,7 +91,7 @@ def condense(run_folder: Path, run: PlannedRun) -> RunData:
     """Read a finished run's records. Raises DataError where they are not those of a whole run."""
     try:
         provenance = msgspec.json.decode((run_folder / PROVENANCE_FILE).read_bytes(), type=Provenance)
-        summary = json.loads((run_folder / "summary.json").read_text())
+        summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
         metrics, evaluations = (_lines(run_folder / f"{name}.jsonl") for name in ("metrics", "evaluations"))
         data = RunData(
             variant=run.variant.name,
@@ -128,7 +128,7 @@ def write_data(path: Path, data: RunData) -> None:
     health = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in fields.pop("health").items())
     lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in fields.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("{\n" + ",\n".join([*lines, f' "health": {{\n{health}\n }}']) + "\n}\n")
+    path.write_text("{\n" + ",\n".join([*lines, f' "health": {{\n{health}\n }}']) + "\n}\n", encoding="utf-8")
 
 
 def read_data(path: Path, run: PlannedRun) -> RunData:
@@ -150,7 +150,7 @@ def _check(data: RunData, run: PlannedRun, source: Path) -> None:
 
 
 def _lines(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _evaluation(record: Record) -> EvaluationPoint:

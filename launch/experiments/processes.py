@@ -28,7 +28,7 @@ def primezero(arguments: Sequence[str], log: Path) -> int:
 def run_logged(command: Sequence[str], log: Path) -> int:
     """Run a command in the repository's root; its exit code. However this ends, the command has ended too."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w") as output:
+    with log.open("w", encoding="utf-8") as output:
         child = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -63,7 +63,9 @@ def code_version(root: Path = ROOT) -> str:
 
     def git(*arguments: str) -> str:
         command = ["git", *arguments]
-        asked = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True, timeout=_GIT_S)
+        asked = subprocess.run(
+            command, cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=True, timeout=_GIT_S
+        )
         return asked.stdout.strip()
 
     try:

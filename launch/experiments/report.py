@@ -22,7 +22,7 @@ def write_report(docs: Path) -> int:
 
     document = docs / "learning.md"
     results = load_results(data_folder(docs))
-    text = fill(document.read_text(), all_tables(results))
+    text = fill(document.read_text(encoding="utf-8"), all_tables(results))
     write_figures(results, docs / "learning")
-    document.write_text(text)
+    document.write_text(text, encoding="utf-8")
     return len(results.runs)

@@ -67,7 +67,7 @@ def is_finished(run: PlannedRun, out: Path, model_sha256: str) -> bool:
     if provenance is None or provenance.model_sha256 != model_sha256:
         return False
     try:
-        steps = json.loads((_folder(run, out) / "summary.json").read_text())["steps"]
+        steps = json.loads((_folder(run, out) / "summary.json").read_text(encoding="utf-8"))["steps"]
         recorded = load_config(_folder(run, out) / CONFIG_FILE)
     except (OSError, ValueError, KeyError, ConfigError):
         # Half a run, or one of an earlier version of the configuration.

@@ -18,11 +18,7 @@ from launch.run_records import MODEL_FOLDER, RunRecords
 from shared.config import Config
 from shared.disk import reason
 from shared.errors import ConfigError, ModelFolderError
-from shared.metrics import write_json
-from shared.model_config import read_object
 from shared.model_folder import check_model_folder, copy_tokenizer
-
-_GENERATION = "generation_config.json"
 
 
 def export(run: RunRecords, config: Config, out: Path, step: int | None = None) -> Source:
@@ -74,12 +70,6 @@ def _fill(folder: Path, run: RunRecords, config: Config, source: Source) -> None
             )
         save_weights(source.checkpoint, base, folder)
         copy_tokenizer(base, folder)
-    write_json(folder / _GENERATION, _generation(read_object(folder / _GENERATION)))
-    (folder / PROMPTS_FILE).write_text(prompt_settings(config))
-    (folder / "README.md").write_text(model_card(run, config, source.step))
+    (folder / PROMPTS_FILE).write_text(prompt_settings(config), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, config, source.step), encoding="utf-8")
     check_model_folder(folder)
-
-
-def _generation(defaults: dict[str, object]) -> dict[str, object]:
-    """Which tokens begin, end and pad. Penalties and cut-offs of the model that training began with were not used."""
-    return {key: value for key, value in defaults.items() if key.endswith("_token_id")}

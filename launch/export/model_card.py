@@ -87,6 +87,10 @@ def _use(config: Config) -> Iterator[str]:
     yield f"primezero play --model . --propose {config.environment.tasks[0]}"
     yield f"vllm serve . --served-model-name primezero --dtype {config.model.dtype}"
     yield "```\n"
+    yield (
+        f"Its `config.json` is as transformers {version('transformers')} writes it, with `rope_parameters`: versions "
+        "below 5 do not read that, and take 10,000 for `rope_theta`.\n"
+    )
     if config.model.dtype == "float32":
         yield "(`--dtype`, because vLLM by itself serves float32 weights in 16 bits, and some answers differ then.)\n"
     yield (

@@ -9,6 +9,7 @@ from typing import Any
 from launch.model_writing import without_progress_bars
 from learner.checkpoint import POLICY
 from shared.errors import CheckpointError
+from shared.pretrained import model_config
 
 # What DeepSpeed calls the file with the whole weights, under ZeRO stages 0 to 2; the prefix is the learner's own.
 _WEIGHTS_FILE = "mp_rank_00_model_states.pt"
@@ -22,10 +23,10 @@ def save_weights(checkpoint: Path, architecture: Path, folder: Path) -> None:
     which only a part is here.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     weights = _read(checkpoint / POLICY / _WEIGHTS_FILE)
-    config = AutoConfig.from_pretrained(architecture, local_files_only=True, trust_remote_code=False)
+    config = model_config(architecture)
     config.dtype = next(iter(weights.values())).dtype
     try:
         with torch.device("meta"):  # the weights take the place of these, which are never made

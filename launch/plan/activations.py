@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.plan.sizes import ModelSizes
+from shared.model_sizes import ModelSizes
 
 FLOAT32 = 4
 # FlashAttention 2 takes a head's width in multiples of this.

@@ -9,8 +9,9 @@ from typing import Any
 from launch.bench.models import SHAPES
 from launch.plan.devices import DEVICES, Device
 from launch.plan.run_plan import RunPlan, plan_run
-from launch.plan.sizes import ModelSizes, model_sizes
+from launch.plan.sizes import model_sizes
 from shared.config import Config
+from shared.model_sizes import ModelSizes
 
 SMALLEST_CHUNK_MIB = 64
 

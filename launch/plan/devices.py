@@ -71,7 +71,8 @@ def devices_here() -> list[Device]:
         answer = subprocess.run(
             [program, query, "--format=csv,noheader,nounits"],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_QUERY_TIMEOUT_S,
             check=True,
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.plan.sizes import ModelSizes
 from rollout.engine_vllm import STEP_TOKENS
+from shared.model_sizes import ModelSizes
 
 FLOAT32 = 4
 

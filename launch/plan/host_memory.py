@@ -13,7 +13,7 @@ def container_limit(files: tuple[Path, ...] = CGROUP) -> int | None:
     """Bytes that the container may take; None where it has no limit."""
     for file in files:
         try:
-            return int(file.read_text())
+            return int(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):  # no such file; "max"
             continue
     return None

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launch.plan.sizes import ModelSizes
 from learner.memory_bounds import BUCKET_ELEMENTS
+from shared.model_sizes import ModelSizes
 
 FLOAT32 = 4
 FLOAT64 = 8

@@ -10,9 +10,9 @@ from launch.plan.activations import pass_memory
 from launch.plan.devices import GIB, Device
 from launch.plan.engine_memory import block_bytes, blocks_of, engine_memory
 from launch.plan.learner_memory import learner_states
-from launch.plan.sizes import ModelSizes
 from learner.memory_bounds import KEYS_PER_TOKEN
 from shared.config import Config
+from shared.model_sizes import ModelSizes
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 # As on an H200: a CUDA context with the kernels and all that libraries take past PyTorch; an engine's graphs, for each

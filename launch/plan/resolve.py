@@ -10,10 +10,10 @@ from launch.plan.host_memory import available_memory
 from launch.plan.learner_memory import learner_states
 from launch.plan.memory_plan import ITEM_BYTES
 from launch.plan.run_plan import RunPlan, plan_run
-from launch.plan.sizes import ModelSizes, folder_sizes
 from launch.plan.table import advice_text
 from shared.config import Config
 from shared.errors import PlanError
+from shared.model_sizes import ModelSizes, folder_sizes
 
 
 def resolve_memory(config: Config, device: Device | None) -> tuple[Config, RunPlan | None]:

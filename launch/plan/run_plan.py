@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from launch.plan.devices import Device
 from launch.plan.memory_plan import MemoryPlan, plan_memory
-from launch.plan.sizes import ModelSizes
 from shared.config import Config
+from shared.model_sizes import ModelSizes
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from launch.plan.advice import Advice
 from launch.plan.devices import GIB
 from launch.plan.memory_plan import MemoryPlan, Part
 from launch.plan.run_plan import RunPlan
-from launch.plan.sizes import ModelSizes
+from shared.model_sizes import ModelSizes
 
 _WIDTH = 34
 

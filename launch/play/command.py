@@ -12,6 +12,7 @@ from launch.help_format import HelpFormatter
 from shared.config_file import load_config
 from shared.episodes import Task
 from shared.errors import ConfigError
+from shared.limits import LOWEST_TEMPERATURE
 
 if TYPE_CHECKING:
     from launch.play.asking import Request
@@ -56,8 +57,9 @@ def add_play(commands: Any) -> None:
 
 def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     from launch.evaluate import model_config
+    from launch.model_check import checked_chat
     from launch.play.asking import Propose, Solve, check_proposal, pose
-    from launch.play.player import checked_chat
+    from rollout.environment import make_environment
 
     _check(options)
     request = _request(options)
@@ -66,7 +68,7 @@ def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
     config = load_config(options.config or model_config(options.model), overrides)
     model = config.model.model_copy(update={"path": options.model.resolve()})
     config = config.model_copy(update={"model": model})
-    chat = checked_chat(options.model, config)
+    chat = checked_chat(options.model, make_environment(config.environment), config, "--model")
     match request:  # before anything starts
         case Solve():
             pose(config, request)
@@ -84,8 +86,12 @@ def _play(options: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _check(options: argparse.Namespace) -> None:
     if options.samples < 1:
         raise ConfigError(f"--samples {options.samples}: the number of attempts, at least 1")
-    if options.temperature is not None and not 0 <= options.temperature <= 2:
-        raise ConfigError(f"--temperature {options.temperature:g}: from 0, which is greedy, to 2")
+    if options.temperature is not None and not (
+        options.temperature == 0 or LOWEST_TEMPERATURE <= options.temperature <= 2
+    ):
+        raise ConfigError(
+            f"--temperature {options.temperature:g}: 0, which is greedy, or from {LOWEST_TEMPERATURE} to 2"
+        )
     if options.samples > 1 and options.temperature == 0:
         raise ConfigError("--samples with --temperature 0 would give the same answer again and again")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Protocol
 
 from launch.lengths import check_prompts
@@ -117,13 +116,3 @@ class Player:
             verdict=verdict,
             truncated=sample.truncated,
         )
-
-
-def checked_chat(model: Path, config: Config) -> ChatTokenizer:
-    """The model's tokenizer, once it is known that the model is there and reads as much as is configured."""
-    from launch.lengths import check_context
-    from shared.model_folder import check_model_folder
-
-    check_model_folder(model, "--model")
-    check_context(model, config.sampling)
-    return ChatTokenizer.from_folder(model)

@@ -58,6 +58,6 @@ class Page:
 def render(page: Page) -> str:
     """The HTML."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(_TEMPLATE.read_text())
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     context: Mapping[str, object] = {"page": page, "version": version("primezero")}
     return template.render(context)

@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -23,6 +22,7 @@ from used_segments import UsedSegments
 import launch.evaluate
 from launch.cli import main
 from launch.evaluate import parse_bands
+from rollout.chat import ChatTokenizer
 from rollout.environment import make_environment
 from rollout.evaluation import evaluation_set
 from rollout.sample import Sample
@@ -68,7 +68,7 @@ class ScriptedEngine:
 def engine(monkeypatch) -> type[ScriptedEngine]:
     scripted = type("Scripted", (ScriptedEngine,), {"log": [], "asked": []})
     monkeypatch.setattr(launch.evaluate, "Engine", scripted)
-    monkeypatch.setattr(launch.evaluate, "ChatTokenizer", SimpleNamespace(from_folder=lambda _: CharacterChat()))
+    monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CharacterChat())
     return scripted
 
 

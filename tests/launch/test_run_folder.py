@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import asdict
 
 import pytest
+from model_files import make_model_folder
 
 from launch.leftovers import Leftovers
 from launch.run_folder import open_run_folder, remove_what_is_left, with_choices_kept
@@ -336,3 +337,40 @@ def test_what_is_left_is_removed_of_a_run_alone(tmp_path):
     (tmp_path / "mine").mkdir()
     with pytest.raises(ConfigError, match="not a run"):
         remove_what_is_left(config_for(tmp_path))
+
+
+def test_a_run_s_models_are_what_they_are_made_of_wherever_they_lie(tmp_path):
+    model, reference = make_model_folder(tmp_path / "model"), make_model_folder(tmp_path / "reference")
+
+    def made_with(model, reference):
+        return config_for(tmp_path, **{"model.path": model, "learner.reference_model": reference})
+
+    with open_run_folder(made_with(model, reference)) as run:
+        newest = checkpoint(run.path, 20)
+    moved, reference_moved = model.rename(tmp_path / "moved"), reference.rename(tmp_path / "reference moved")
+    with open_run_folder(made_with(moved, reference_moved)) as run:
+        assert run.resume_from == newest
+    assert load_config(run.path / "config.toml").model.path == moved
+    # Another of the same family: of its files only the numbers differ.
+    weights = bytearray((moved / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    other = shutil.copytree(moved, tmp_path / "other")
+    (other / "model.safetensors").write_bytes(weights)
+    for models, key in (((other, reference_moved), r"model\.path"), ((moved, other), r"learner\.reference_model")):
+        with pytest.raises(ConfigError, match=rf"made with another model than that in .*other \({key}\)"):
+            enter(made_with(*models))
+    (reference_moved / "model.safetensors").write_bytes(weights)  # in its place
+    with pytest.raises(ConfigError, match=r"another model than that in .*reference moved"):
+        enter(made_with(moved, reference_moved))
+    (moved / "tokenizer.json").write_text("{ }")
+    with pytest.raises(ConfigError, match=r"another model than that in .*moved \(model\.path\)"):
+        enter(made_with(moved, reference_moved))
+
+
+def test_a_run_of_which_no_fingerprints_are_on_record_is_resumed_with_the_same_folder(tmp_path):
+    with open_run_folder(config_for(tmp_path)) as run:
+        checkpoint(run.path, 20)
+    (run.path / "models.json").unlink()
+    with pytest.raises(ConfigError, match=r"model\.path \(models/tiny before"):
+        enter(config_for(tmp_path, **{"model.path": make_model_folder(tmp_path / "model")}))
+    enter(config_for(tmp_path))

@@ -137,6 +137,17 @@ class World:
         return {name for names in self.units.values() for name in names}
 
 
+@pytest.fixture(autouse=True)
+def logs(tmp_path, monkeypatch) -> Path:
+    """What each process has begun to write."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    for name in ("learner-0", "learner-1", "learner-2", "rollout-0", "rollout-1", "rollout-2"):
+        (folder / f"{name}.log").touch()
+    return folder
+
+
 def test_at_once_the_first_time_then_after_ever_longer_and_at_once_again_when_it_had_been_well():
     world = World(max_restarts=8)
     waits = []
@@ -222,7 +233,7 @@ def test_what_the_learner_raises_ends_the_run(error):
     with pytest.raises(PrimezeroError, match="said") as raised:
         world.pass_time(0.1)
     if isinstance(error, ValueError):
-        assert re.search(r"learner-0 failed: .*see logs/learner-0\.log", str(raised.value))
+        assert re.search(r"learner-0 failed: ValueError: said\nsee logs/learner-0\.log", str(raised.value))
     assert world.restarts == []
 
 
@@ -458,3 +469,27 @@ def test_a_reason_is_one_line():
     long, lines = (r.reason for r in world.restarts)
     assert len(long) < 400
     assert lines == "rollout-1 failed: EngineError: first"
+
+
+def test_a_long_reason_is_cut_between_words():
+    world = World()
+    world.ends(Ended("rollout-0", error=ValueError("word " * 100)))
+    world.pass_time(1)
+    assert re.fullmatch(r"rollout-0 failed: ValueError:( word)+ …", world.restarts[0].reason)
+
+
+def test_what_ends_a_run_is_shown_whole_in_its_lines():
+    world = World(ranks=1)
+    world.ends(Ended("learner-0", error=RuntimeError("one\n  two 'quoted'\n" + "three " * 100)))
+    with pytest.raises(PrimezeroError) as raised:
+        world.pass_time(0.1)
+    said = "learner-0 failed: RuntimeError: one\n  two 'quoted'\n" + ("three " * 100).strip()
+    assert str(raised.value) == f"{said}\nsee logs/learner-0.log"
+
+
+def test_a_log_that_does_not_exist_is_not_named_as_one_to_look_at(logs):
+    (logs / "rollout-0.log").unlink()
+    world = World(max_restarts=0)
+    world.dies("rollout-0")
+    with pytest.raises(PrimezeroError, match=r"it had not come so far as to begin its log, logs/rollout-0\.log"):
+        world.pass_time(1)

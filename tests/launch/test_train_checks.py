@@ -14,14 +14,18 @@ from pathlib import Path
 import pytest
 from characters import CharacterChat
 
+import launch.model_check
 import launch.train
 from launch.beginnings import seed_stages
 from launch.leftovers import Leftovers
+from launch.lengths import check_context
+from launch.model_check import check_lengths, with_prompt_room
 from launch.processes import free_port
 from launch.records import Records
 from launch.run_folder import RunFolder, open_run_folder
-from launch.train import check_held_out, check_lengths, records_elsewhere, train
+from launch.train import check_held_out, records_elsewhere, train
 from launch.vitals import Vitals
+from rollout.chat import ChatTokenizer
 from rollout.environment import make_environment
 from shared.config import Config
 from shared.config_file import load_config
@@ -113,7 +117,23 @@ def test_prompts_that_only_a_later_stage_asks_for_are_checked_too(tmp_path):
 def test_prompt_and_response_must_fit_what_the_model_reads(tmp_path):
     config = configured(tmp_path, sampling__max_prompt_tokens=4000, sampling__max_response_tokens=97)
     with pytest.raises(ConfigError, match=r"max_response_tokens = 4097.* reads 4096 tokens"):
-        check_lengths(make_environment(config.environment), CHAT, config)
+        check_context(tmp_path, config.sampling)
+
+
+@pytest.mark.parametrize("prompts", ["short", "instruct"])
+def test_room_for_prompts_is_made_as_the_model_needs_it(tmp_path, monkeypatch, prompts):
+    """As benchmarks do, which take any model."""
+    monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_head_width", lambda *_, **__: None)
+    monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CHAT)
+    config = configured(tmp_path, environment__prompts=prompts, environment__max_prime=31)
+    with_room = with_prompt_room(config)
+    check_lengths(make_environment(config.environment), CHAT, with_room)
+    longest = max(longest_prompts(config))
+    assert longest <= with_room.sampling.max_prompt_tokens <= 1.2 * longest + 8
+    assert with_prompt_room(config, 99).sampling.max_prompt_tokens == 99
+    with pytest.raises(ConfigError, match="reads 4096 tokens at most"):
+        with_prompt_room(configured(tmp_path, sampling__max_response_tokens=4090, environment__max_prime=31))
 
 
 def test_a_share_that_holds_nothing_out_is_refused(tmp_path):
@@ -140,10 +160,11 @@ def test_what_no_process_would_start_with_is_an_error_before_anything_is_made(
 ):
     monkeypatch.setenv(*variable)
     monkeypatch.setattr("tempfile.tempdir", variable[1] if variable[0] == "TMPDIR" else None)
-    monkeypatch.setattr(launch.train, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_head_width", lambda *_, **__: None)
     monkeypatch.setattr(launch.train, "check_disk", lambda *_: None)
     monkeypatch.setattr(launch.train, "probe", lambda *_: ())
-    monkeypatch.setattr(launch.train.ChatTokenizer, "from_folder", lambda _: CHAT)
+    monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: CHAT)
     lengths = {"sampling__max_prompt_tokens": 2000, "sampling__max_response_tokens": 20}
     with pytest.raises(error, match=said):
         train(configured(tmp_path, run__folder=tmp_path / "runs", **lengths, **settings))
@@ -151,7 +172,7 @@ def test_what_no_process_would_start_with_is_an_error_before_anything_is_made(
 
 
 def test_a_port_that_is_taken_is_an_error_before_anything_is_made(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.train, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         endpoint = "tcp://{}:{}".format(*taken.getsockname())
         config = configured(tmp_path, stream__endpoint=endpoint, run__folder=tmp_path / "runs")
@@ -171,8 +192,9 @@ def test_what_an_earlier_start_left_behind_takes_up_no_room_and_no_port_when_tha
     mark = os.environ | {"PRIMEZERO_PROCESS": f"{private}/learner-0"}
     left = subprocess.Popen([sys.executable, "-c", code], env=mark, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     left.stdout.readline()
-    monkeypatch.setattr(launch.train, "check_model_folder", lambda *_, **__: None)
-    monkeypatch.setattr(launch.train.ChatTokenizer, "from_folder", lambda _: pytest.fail("came as far as that"))
+    monkeypatch.setattr(launch.model_check, "check_model_folder", lambda *_, **__: None)
+    monkeypatch.setattr(launch.model_check, "check_head_width", lambda *_, **__: None)
+    monkeypatch.setattr(ChatTokenizer, "from_folder", lambda _: pytest.fail("came as far as that"))
     try:
         with pytest.raises(pytest.fail.Exception, match="as far as that"):
             train(config)

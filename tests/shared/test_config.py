@@ -94,6 +94,16 @@ def test_command_line_beats_file_beats_default(tmp_path):
         (["--selfplay.train_proposer", "false", "--selfplay.solver_samples", "separate"], "train_proposer"),
         (["--learner.trust_region.band_low", "2"], "learner.trust_region.band_low"),
         (["--sync.every", "2", "--run.evaluate_every", "2", "--run.checkpoint_every", "5"], "run.checkpoint_every"),
+        (["--sampling.temperature", "0.005"], "sampling.temperature"),
+        (["--rewards.correct", "2e6"], "rewards, with rewards.length_penalty"),
+        (["--rewards.invalid", "-2e6"], "more than 1e"),
+        (
+            ["--rewards.length_penalty", "1000"],
+            "rewards.length_penalty for sampling.max_response_tokens, can come to 1",
+        ),
+        (["--selfplay.attempts", "4096"], "selfplay.attempts"),
+        (["--sampling.max_response_tokens", "20000000"], "raise stream.max_message_mib"),
+        (["--stream.max_message_mib", "1", "--stream.batch_kib", "1", "--selfplay.attempts", "99"], "100 episodes"),
     ],
 )
 def test_unusable_values_are_refused_by_name(overrides, named):

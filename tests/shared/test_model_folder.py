@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,7 @@ from shared.errors import ModelFolderError
 from shared.model_folder import (
     check_model_folder,
     copy_tokenizer,
+    generation_tokens,
     model_fingerprint,
     stop_tokens,
     tokenizer_fingerprint,
@@ -106,3 +108,48 @@ def test_an_end_of_turn_that_the_model_cannot_sample_is_refused(folder):
     (folder / "generation_config.json").write_text('{"eos_token_id": 8}')
     with pytest.raises(ModelFolderError, match="by token 8, but the model knows 8 tokens"):
         check_model_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        (
+            "generation_config.json",
+            '{"eos_token_id": [[2, 0]]}',
+            r"generation_config.json .*Expected `int`, got `array`",
+        ),
+        ("generation_config.json", '{"eos_token_id": "2"}', r"generation_config.json .*eos_token_id"),
+        ("generation_config.json", '{"eos_token_id": [-1]}', r"must be token ids, found -1"),
+        ("generation_config.json", "[]", r"is not a JSON object"),
+        ("tokenizer.json", '{"added_tokens": null}', r"tokenizer.json .*Expected `array`, got `null`"),
+        ("tokenizer.json", '{"added_tokens": [{"id": "1", "content": "a"}]}', r"tokenizer.json .*added_tokens"),
+        ("tokenizer.json", '{"model": []}', r"tokenizer.json .*model"),
+        ("tokenizer_config.json", '{"eos_token": 3}', r"tokenizer_config.json .*eos_token"),
+        ("special_tokens_map.json", '{"eos_token": ["<end>"]}', r"special_tokens_map.json .*eos_token"),
+        ("special_tokens_map.json", "{", r"cannot read .*special_tokens_map.json"),
+    ],
+)
+def test_a_file_of_another_shape_is_named_with_the_place(folder, name, content, said):
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    (folder / name).write_text(content)
+    with pytest.raises(ModelFolderError, match=said):
+        check_model_folder(folder)
+
+
+def test_a_stop_token_may_be_named_in_any_way_that_the_tokenizer_is_told(folder):
+    (folder / "special_tokens_map.json").write_text('{"eos_token": {"content": "</s>"}}')
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": {"</s>": 1}}, "added_tokens": []}')
+    assert stop_tokens(folder) == [1, 2]
+    (folder / "tokenizer.json").write_text('{"model": {"vocab": [["</s>", 0.0]]}}')
+    assert stop_tokens(folder) == [2]
+
+
+def test_of_generation_defaults_the_tokens_that_the_model_knows_are_kept(folder, tmp_path):
+    sampling = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "max_new_tokens": 0, "cache_implementation": "no"}
+    tokens = {"eos_token_id": [2, 3], "bos_token_id": 1}
+    others = {"pad_token_id": VOCABULARY, "decoder_start_token_id": -1, "forced_bos_token_id": None, "x_token_id": []}
+    (folder / "generation_config.json").write_text(json.dumps(sampling | tokens | others))
+    assert generation_tokens(folder) == tokens
+    (tmp_path / "out").mkdir()
+    copy_tokenizer(folder, tmp_path / "out")
+    assert json.loads((tmp_path / "out/generation_config.json").read_text()) == tokens

@@ -1,6 +1,7 @@
 """Half-downloaded and damaged weights, told from whole ones without reading them."""
 
 import json
+import math
 import struct
 
 import pytest
@@ -24,7 +25,7 @@ def refusal(folder) -> str:
 def test_whole_weights_pass_in_one_file_and_in_several(tmp_path):
     for folder in (make_model_folder(tmp_path / "one"), make_sharded_folder(tmp_path / "two")):
         check_weights(folder)
-        assert parameters(folder) == 8 * 2 + 2
+        assert parameters(folder) == sum(math.prod(shape) for shape in SHAPES.values())
 
 
 def test_the_header_is_read_as_the_library_writes_it(tmp_path):
@@ -126,7 +127,7 @@ def test_what_an_unfinished_download_left_is_named(tmp_path, leftover):
 @pytest.mark.parametrize(
     ("weight_map", "said"),
     [
-        ({EMBEDDING: "../other.safetensors"}, "no file of that folder"),
+        ({EMBEDDING: "../other.safetensors"}, "no weight file of that folder"),
         ({EMBEDDING: SECOND}, f"lacks {EMBEDDING}, which the index says"),
         ({EMBEDDING: 3}, "weight_map"),
         (None, "weight_map"),
@@ -141,16 +142,64 @@ def test_an_index_that_does_not_fit_its_files_is_refused(tmp_path, weight_map, s
 @pytest.mark.parametrize(
     ("says", "said"),
     [
-        ({"vocab_size": 9}, "those of vocab_size=8, but its config.json says 9"),
-        ({"hidden_size": 4}, "those of hidden_size=2, but its config.json says 4"),
-        ({"num_hidden_layers": 3}, "those of num_hidden_layers=2, but its config.json says 3"),
+        ({"vocab_size": 9}, f"1 are of other shapes, among them {EMBEDDING} ([8, 2] instead of [9, 2])"),
+        ({"hidden_size": 4}, f"of other shapes, among them {EMBEDDING} ([8, 2] instead of [8, 4])"),
+        ({"intermediate_size": 5}, "6 are of other shapes, among them model.layers.0.mlp.gate_proj.weight"),
+        ({"num_hidden_layers": 3}, "12 are missing, among them model.layers.2.input_layernorm.weight"),
+        ({"num_hidden_layers": 1}, "12 are too many, among them model.layers.1.self_attn.q_proj.weight"),
+        ({"tie_word_embeddings": False}, "1 are missing, among them lm_head.weight"),
     ],
 )
 def test_weights_of_other_sizes_than_config_json_says_are_refused(tmp_path, says, said):
     folder = make_model_folder(tmp_path / "m")
-    layers = {f"model.layers.{number}.mlp.weight": (2,) for number in (0, 1)}
-    (folder / "model.safetensors").write_bytes(safetensors_bytes(SHAPES | layers))
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 2}))
-    check_weights(folder)
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": 2} | says))
+    (folder / "config.json").write_text(json.dumps(CONFIG | says))
     assert said in refusal(folder)
+
+
+def test_a_tensor_that_no_model_has_is_named(tmp_path):
+    folder = make_model_folder(tmp_path / "m")
+    adapter = {"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": (1, 2)}
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(SHAPES | adapter))
+    assert "1 are too many, among them base_model.model" in refusal(folder)
+    constant = {"model.layers.0.self_attn.rotary_emb.inv_freq": (1,)}
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(SHAPES | constant))
+    check_weights(folder)
+
+
+def test_a_file_that_only_the_engine_would_load_is_named(tmp_path):
+    """Without an index it loads every *.safetensors; with one, those of the index."""
+    one, two = make_model_folder(tmp_path / "one"), make_sharded_folder(tmp_path / "two")
+    for folder in (one, two):
+        (folder / "adapter_model.safetensors").write_bytes(safetensors_bytes({"lora": (1,)}))
+        (folder / "._model.safetensors").touch()  # hidden files are looked at by nobody
+    assert "adapter_model.safetensors beside model.safetensors" in refusal(one)
+    check_weights(two)
+
+
+def test_two_models_in_one_folder_are_told_apart_by_nobody(tmp_path):
+    """The learner would load the whole file, the engine those of the index."""
+    folder = make_sharded_folder(tmp_path / "m")
+    (folder / "model.safetensors").write_bytes(safetensors_bytes(SHAPES))
+    assert "the learner would load the one, the engine the others" in refusal(folder)
+
+
+def test_a_tensor_that_the_index_does_not_name_is_refused(tmp_path):
+    folder = make_sharded_folder(tmp_path / "m")
+    rest = {name: shape for name, shape in SHAPES.items() if name != EMBEDDING}
+    (folder / SECOND).write_bytes(safetensors_bytes(rest | {EMBEDDING: SHAPES[EMBEDDING]}))
+    assert f"{SECOND} has {EMBEDDING}, which the index does not say is in it" in refusal(folder)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path, sharded):
+    folder = make_model_folder(tmp_path / "m")
+    path, shapes = folder / "model.safetensors", {"lm_head.weight": SHAPES[EMBEDDING]} | SHAPES
+    if sharded:
+        path = path.rename(folder / SECOND)
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(shapes, SECOND)}))
+    content = safetensors_bytes(shapes)
+    path.write_bytes(content)
+    check_weights(folder)
+    last_of_head = len(content) - 4 * sum(map(math.prod, SHAPES.values())) - 1
+    path.write_bytes(content[:last_of_head] + b"x" + content[last_of_head + 1 :])
+    assert "lm_head.weight is another" in refusal(folder)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from model_files import make_model_folder
 
 from launch.cli import main
 from launch.doctor.findings import Finding, Status, run_checks
@@ -19,19 +20,36 @@ from launch.doctor.places import (
     check_temporary_place,
     check_variables,
 )
+from launch.model_check import check_models
+from launch.tiny_model import TinyModelSettings, make_tiny_model
+from rollout.environment import make_environment
+from shared.config import EnvironmentConfig
 from shared.config_file import load_config
-from shared.errors import ConfigError
+from shared.errors import ConfigError, ModelFolderError
 
 
 def findings(checked) -> dict[str, Finding]:
     return {finding.name: finding for finding in checked}
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("doctor") / "tiny"
+    settings = TinyModelSettings(layers=1, steps=0, max_response_tokens=1)
+    make_tiny_model(folder, EnvironmentConfig(prompts="short"), settings=settings, seed=0)
+    return folder
+
+
 @pytest.fixture
-def settings(tmp_path, monkeypatch) -> list[str]:
+def settings(tiny, tmp_path, monkeypatch) -> list[str]:
     monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**34))
-    make_model_folder(tmp_path / "model")
-    return [f"--model.path={tmp_path / 'model'}", f"--run.folder={tmp_path / 'runs'}"]
+    shutil.copytree(tiny, tmp_path / "model")
+    return [f"--run.folder={tmp_path / 'runs'}", *of_model(tmp_path / "model")]
+
+
+def of_model(folder: Path) -> list[str]:
+    lengths = ["--sampling.max_prompt_tokens=192", "--sampling.max_response_tokens=12"]
+    return [f"--model.path={folder}", "--environment.prompts=short", *lengths]
 
 
 def test_all_is_said_and_the_exit_code_is_0_where_nothing_stops_a_run(settings, capsys):
@@ -65,10 +83,9 @@ def test_it_fits_the_terminal(settings, capsys, monkeypatch, columns):
     assert max(map(len, capsys.readouterr().out.splitlines())) <= columns
 
 
-def test_a_model_is_looked_for_where_one_is_named(tmp_path):
+def test_a_model_is_looked_for_where_one_is_named(tiny, tmp_path):
     config = load_config(None, [f"--model.path={tmp_path / 'none'}"])
-    make_model_folder(tmp_path / "model")
-    (finding,) = check_model(load_config(None, [f"--model.path={tmp_path / 'model'}"]), named=True)
+    (finding,) = check_model(load_config(None, of_model(tiny)), named=True)
     assert finding.status is Status.OK
     (finding,) = check_model(config, named=False)
     assert finding.status is Status.SKIP
@@ -76,10 +93,34 @@ def test_a_model_is_looked_for_where_one_is_named(tmp_path):
     assert (finding.status, "primezero init-model" in finding.advice) == (Status.FAIL, True)
 
 
+def test_what_a_model_folder_would_spoil_a_run_with_is_told_with_the_words_of_train(settings, tmp_path):
+    config = load_config(None, settings)
+    (tmp_path / "model/chat_template.jinja").write_text("<|im_start|>user\nHello<|im_end|>")
+    (finding,) = check_model(config, named=True)
+    with pytest.raises(ModelFolderError) as refused:
+        check_models(make_environment(config.environment), config)
+    assert (finding.status, finding.advice) == (Status.FAIL, str(refused.value))
+    assert "would not be shown what it is asked" in finding.advice
+
+
+def test_a_configuration_that_could_not_be_written_is_told(settings, tmp_path):
+    file = tmp_path / "model/config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"id2label": [1]}))
+    (finding,) = check_model(load_config(None, settings), named=True)
+    assert (finding.status, "config.json is refused: AttributeError" in finding.advice) == (Status.FAIL, True)
+
+
+def test_a_template_that_tells_the_date_is_told(settings, tmp_path):
+    template = tmp_path / "model/chat_template.jinja"
+    template.write_text("{{ strftime_now('%d %b %Y') }}" + template.read_text())
+    model, chat = check_model(load_config(None, settings), named=True)
+    assert (model.status, chat.status, "midnight" in chat.advice) == (Status.OK, Status.WARN, True)
+
+
 def test_a_disk_without_room_is_told(settings, monkeypatch):
     config = load_config(None, settings)
     assert {finding.status for finding in check_disks(config)} == {Status.OK}
-    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**20))
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2**24))
     found = findings(check_disks(config))
     assert found["disk"].status is Status.WARN
     assert (found["shared memory"].status, "--shm-size" in found["shared memory"].advice) == (Status.WARN, True)
@@ -129,6 +170,9 @@ def test_a_temporary_folder_that_is_too_deep_for_sockets_is_told(monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", "/home/somebody/scratch/tmp")
     (finding,) = run_checks([("temporary folder", check_temporary_place)])
     assert (finding.status, "TMPDIR=/tmp" in finding.advice) == (Status.FAIL, True)
+    monkeypatch.setattr("tempfile.tempdir", "/tmp/ü")
+    (finding,) = run_checks([("temporary folder", check_temporary_place)])
+    assert (finding.status, "other letters than ASCII" in finding.advice) == (Status.FAIL, True)
 
 
 def test_variables_that_runs_refuse_are_told(monkeypatch):

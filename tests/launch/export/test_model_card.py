@@ -18,6 +18,7 @@ def card(folder, step=4) -> str:
 
 def test_the_card_says_what_the_run_was_and_came_to(folder):
     text = card(folder)
+    assert "versions below 5 do not read that" in text
     assert text.startswith("---\nlibrary_name: transformers\n")
     assert "# mine, step 4" in text
     assert "4 of 4 steps from `some`, in bfloat16, seed 0" in text

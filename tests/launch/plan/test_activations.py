@@ -7,9 +7,9 @@ import torch
 from allocations import allocations
 
 from launch.plan.activations import pass_memory
-from launch.plan.sizes import ModelSizes
 from learner.attention import PACKED_ATTENTION, PackedLayout
 from learner.packed_model import PackedCausalLM
+from shared.model_sizes import ModelSizes
 
 SEQUENCES = 4
 CASES = {

@@ -7,9 +7,9 @@ from plain_policy import CONFIG, make_policy
 from random_batches import random_batch
 
 from launch.plan.learner_memory import learner_states, pinned_bytes
-from launch.plan.sizes import ModelSizes, folder_sizes
 from launch.processes import free_port
 from shared.config import LearnerConfig
+from shared.model_sizes import ModelSizes, folder_sizes
 
 # An odd number of parameters, which DeepSpeed pads.
 SIZES = {

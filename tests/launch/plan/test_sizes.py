@@ -57,7 +57,9 @@ def test_what_is_no_model_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"neither a folder.*qwen2\.5-3b"):
         model_sizes(str(tmp_path))
     make_model_folder(tmp_path)
-    with pytest.raises(ModelFolderError, match=r"does not say how large.*num_attention_heads"):
+    without = {key: value for key, value in CONFIG.items() if key != "num_attention_heads"}
+    (tmp_path / "config.json").write_text(json.dumps(without))
+    with pytest.raises(ModelFolderError, match=r"missing required field `num_attention_heads`"):
         model_sizes(str(tmp_path))
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"architectures": ["GPT2LMHeadModel"]}))
     with pytest.raises(ModelFolderError, match="GPT2LMHeadModel"):
