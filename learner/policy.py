@@ -192,11 +192,12 @@ class Policy:
     def score(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Log-probabilities of token_ids[1:], each given those before it, at temperature 1, nats: float32 [len − 1]."""
         ids = torch.tensor(list(token_ids), device=self._device)
+        words, word_index = ids.unique(return_inverse=True)
         positions = torch.arange(len(ids), device=self._device)
         layout = PackedLayout.of([len(ids)]).to(self._device)
         with torch.no_grad():
             logprobs, _ = self._engine.module(
-                ids[None], positions[None], layout, positions[:-1], ids[1:], temperature=1.0
+                words[None], word_index, positions[None], layout, positions[:-1], ids[1:], temperature=1.0
             )
         self._let_go()
         return logprobs.cpu().numpy()
