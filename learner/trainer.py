@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -30,6 +29,7 @@ from learner.ranks import Leader, follow
 from learner.recovery import recover
 from learner.spec import LearnerSpec
 from learner.ticket_check import TokenLimits
+from learner.train_metrics import TrainMetrics
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import WeightSender
 from learner.weight_sync import WeightSync
@@ -42,6 +42,9 @@ from shared.heap import keep_freed_memory
 from shared.model_folder import copy_tokenizer, model_fingerprint, tokenizer_fingerprint
 
 log = logging.getLogger(__name__)
+
+# Batches in a row whose gradients are not finite, before a run ends.
+MOST_SKIPPED = 5
 
 
 def run_learner(
@@ -179,6 +182,7 @@ class Trainer:
             wait_s=config.rollout.start_timeout_s,
         )
         self._evaluations = Evaluations(self._pool, self._progress.evaluated, config.rollout.evaluation_timeout_s)
+        self._batches_skipped = 0  # in a row, in whole
         self._asleep: list[Member] = []
         self._version = self._first_version
         # The step whose weights are on their way to the workers beside the next one's training.
@@ -266,17 +270,38 @@ class Trainer:
         rows = self._normaliser.select(batch)
         training_batch = self._normaliser.training_batch(rows, self._reward_penalty(rows))
         trained = self._policy.train(training_batch)
-        if not math.isfinite(trained.gradient_norm):
-            raise PrimezeroError(
-                f"the gradient of batch {number} is not finite: the weights are spoilt. Begin a run with a lower "
-                "learner.lr, or see metrics.jsonl for what grew before"
-            )
+        self._note_skipped(number, trained, rows)
         return {
             "learner": asdict(trained),
             **asdict(batch_metrics(batch, attempts=self._config.selfplay.attempts)),
             "rejected": self._pool.rejected,
             "memory": memory_record(),
         }
+
+    def _note_skipped(self, number: int, trained: TrainMetrics, rows: SelectedRows) -> None:
+        """Tell of optimizer steps that were skipped; PrimezeroError when nothing has been learned for too long."""
+        if trained.skipped_steps < trained.optimizer_steps or not trained.skipped_steps:
+            self._batches_skipped = 0
+        else:
+            self._batches_skipped += 1
+        if not trained.skipped_steps:
+            return
+        causes = ", ".join(f"{row} ({rows.cells[row]})" for row in trained.not_finite_rows) or "no row by itself"
+        log.warning(
+            "batch %d: %d of %d optimizer steps skipped, since their gradient is not finite. Not finite among the %d "
+            "rows: %s",
+            number,
+            trained.skipped_steps,
+            trained.optimizer_steps,
+            len(rows.episodes),
+            causes,
+        )
+        if self._batches_skipped == MOST_SKIPPED:
+            raise PrimezeroError(
+                f"the gradients of the last {MOST_SKIPPED} batches were not finite, so none of them was trained on; "
+                f"the weights are those of before. Not finite in the last: {causes}. Begin a run with a lower "
+                "learner.lr, or see metrics.jsonl for what grew before"
+            )
 
     def _reward_penalty(self, rows: SelectedRows) -> npt.NDArray[np.float32] | None:
         """Under the KL estimator k1, what comes off each row's reward; every rank scores its part."""

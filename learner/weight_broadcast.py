@@ -146,6 +146,7 @@ class BroadcastTransport(Transport):
             raise WeightSyncError(
                 f"weight sync: broadcasting version {version} failed: {thread.error or _hangs(root)}"
             ) from thread.error
+        self.sums = packer.sums()
         return partial(update.finish, packer.nbytes)
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ same GPU, `nccl` (learner/weight_broadcast.py) elsewhere. Each runs inside vLLM'
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from learner.weight_source import ModuleSource, WeightSource, dtype_name
 from learner.weight_transport import SendStats, Settings, WeightSyncClient
 from shared.errors import WeightSyncError
+from shared.weight_wire import Sums
 
 __all__ = ["ModuleSource", "SendStats", "WeightSender", "WeightSource", "WeightSyncClient"]
 
@@ -90,6 +91,12 @@ class WeightSender:
             self._trainer.send_weights()
         stats: SendStats = self._trainer.stats
         return stats
+
+    @property
+    def sums(self) -> Mapping[str, Sums]:
+        """Of each parameter by name, `content_sums` of what was last sent; there once the sending is over."""
+        sums: Mapping[str, Sums] = self._trainer.transport.sums
+        return sums
 
     def close(self) -> None:
         """Give back what the transport has. Nothing can be sent afterwards."""

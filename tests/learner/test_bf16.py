@@ -55,6 +55,17 @@ def test_of_one_token_in_half_of_the_places(rounded_folder, max_tokens):
     assert error(rounded_folder, batch, max_tokens) <= TOLERANCE
 
 
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_the_optimizer_is_given_gradients_in_float32(rounded_folder, zero_stage):
+    policy = make_policy(
+        rounded_folder, CONFIG.model_copy(update={"zero_stage": zero_stage, "max_tokens": 40}), "bfloat16"
+    )
+    policy.train(random_batch(rows=60))
+    gradients = torch.cat([gradient.flatten() for gradient in gradients_of(policy).values()])
+    rounded = gradients == gradients.bfloat16().float()
+    assert rounded[gradients != 0].float().mean() < 0.1
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_as_many_ones_as_there_are_uses_are_the_gradient_of_a_row(dtype):
     x = torch.zeros(2, 3, 4, dtype=dtype, requires_grad=True)
