@@ -24,12 +24,12 @@ from learner.attention import PackedLayout
 from learner.batch import TrainingBatch
 from learner.compiled import compiling
 from learner.device_memory import keep_large_blocks_whole
+from learner.file_progress import beating_with, bytes_in, bytes_read
 from learner.memory_bounds import BUCKET_ELEMENTS
 from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, policy_loss
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
 from learner.policy_weights import PolicyWeights
-from learner.random_state import load_random_state, save_random_state
 from learner.reference import ReferenceModel
 from learner.rendezvous import AT_MASTER_ADDRESS
 from learner.train_metrics import TrainMetrics
@@ -62,7 +62,7 @@ class Policy:
     WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set. Raises ModelFolderError when the model folder is
     missing, incomplete or not a safetensors model.
 
-    beat: called with every micro-batch
+    beat: called with every micro-batch, and while what is saved or loaded grows
     """
 
     def __init__(
@@ -215,10 +215,9 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write what `load` goes on from into `folder`, which must exist; a rank writes its part."""
         torch.distributed.barrier()
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), beating_with(lambda: bytes_in(folder), self._beat):
             self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        save_random_state(self._random_file(folder))
-        torch.distributed.barrier()
+            torch.distributed.barrier()
 
     def load(self, folder: Path, state: object) -> None:
         """Go on from what as many ranks saved in `folder`, and from `state`.
@@ -227,13 +226,12 @@ class Policy:
         """
         try:
             self._last_entropy = msgspec.convert(state, _State).last_entropy
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-            load_random_state(self._random_file(folder))
-        except CheckpointError:
-            raise
+            with contextlib.redirect_stdout(io.StringIO()), beating_with(bytes_read, self._beat):
+                loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         except Exception as error:  # the library documents no closed list of what foreign files raise
             raise CheckpointError(f"the policy in {folder} cannot be restored: {error}") from error
+        if loaded is None:
+            raise CheckpointError(f"the policy in {folder} cannot be restored: there is none of as many learner ranks")
 
     def state(self) -> dict[str, Any]:
         """What `save` does not write, as plain data."""
@@ -247,10 +245,8 @@ class Policy:
             # Rank 0 collects them in the host's memory; the others only take part.
             weights = {name: tensor.to("cpu", copy=True) if self._rank == 0 else None for name, tensor in self.weights}
         if self._rank == 0:
-            self._engine.module.causal_lm.save_pretrained(folder, state_dict=weights)
-
-    def _random_file(self, folder: Path) -> Path:
-        return folder / f"random-{self._rank}.msgpack"
+            with beating_with(lambda: bytes_in(folder), self._beat):
+                self._engine.module.causal_lm.save_pretrained(folder, state_dict=weights)
 
     def _plan(self, batch: TrainingBatch) -> StepPlan:
         config = self._config

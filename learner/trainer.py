@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +60,8 @@ def run_learner(
 ) -> Summary | None:
     """One learner rank, from start to end; rank 0 leads and returns the summary.
 
-    beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
+    beat: called, on rank 0, as the work goes on: by every wait for workers, with every micro-batch, and with every part
+        of what is saved or loaded
     directed: what the trainer gets for its policy instead, for benchmarks that decide what it does
 
     Raises InstallationError where a run on GPUs finds none here.
@@ -80,7 +83,9 @@ def run_learner(
         beat=beat,
     )
     beat()
-    store = CheckpointStore(spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every)
+    store = CheckpointStore(
+        spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every, beat=beat
+    )
     resumed = None
     if spec.resume_from is not None:
         resumed = read_state(spec.resume_from)
@@ -238,13 +243,24 @@ class Trainer:
         self._finish_evaluation()
         if _is_unsaved(version, self._first_version, self._store):
             self._save_checkpoint(version)
-        exported = self._spec.run_folder / "model"
-        with writing(exported, SafetensorError):
-            self._policy.save_pretrained(exported)
-            copy_tokenizer(config.model.path, exported)
+        self._export(self._spec.run_folder / "model")
         summary = self._progress.summarise(version)
         self._pool.send_home()
         return summary
+
+    def _export(self, folder: Path) -> None:
+        """Write the model beside, and put it in the place of one that is there: a reader finds a whole one."""
+        beside = folder.with_name(f".{folder.name}")
+        with writing(folder, SafetensorError):
+            for unfinished in (beside, beside.with_suffix(".old")):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            beside.mkdir()
+            self._policy.save_pretrained(beside)
+            copy_tokenizer(self._config.model.path, beside)
+            if folder.exists():
+                folder.rename(beside.with_suffix(".old"))
+            beside.rename(folder)
+            shutil.rmtree(beside.with_suffix(".old"), ignore_errors=True)
 
     def _recover(self, collector: Collector, resumed: TrainerState | None) -> None:
         version = self._first_version

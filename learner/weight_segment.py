@@ -8,12 +8,12 @@ import mmap
 import os
 import secrets
 import weakref
-import zlib
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 
 import torch
+from isal.isal_zlib import crc32  # the same as zlib.crc32, at ten times its speed
 
 from learner.weight_source import WeightSource, dtype_name, is_finite, one_pass, refuse_not_finite
 from shared.errors import WeightSyncError
@@ -65,8 +65,8 @@ class WeightSegment:
                 wire.view(shape).copy_(tensor.detach())
                 if not is_finite(wire):
                     refuse_not_finite(name, self._dtype)
-                crc32 = zlib.crc32(memoryview(wire.view(torch.uint8).numpy()))
-                rows.append(WireParameter(name, self._dtype_name, shape, offset, crc32))
+                crc = crc32(memoryview(wire.view(torch.uint8).numpy()))
+                rows.append(WireParameter(name, self._dtype_name, shape, offset, crc))
         return Manifest(FORMAT, str(self.path), self.nbytes, version, tuple(rows))
 
     def sums(self) -> dict[str, Sums]:

@@ -505,6 +505,17 @@ class Config(Section):
         return "ipc" if self.placement.kind == "colocated" else "nccl"
 
     @property
+    def doubtful(self) -> list[str]:
+        """What is allowed, and hardly meant: a line each."""
+        lines = []
+        if self.learner.trust_region.correction == "none" and self.selfplay.max_staleness:
+            lines.append(
+                "learner.trust_region.correction=none: nothing corrects for samples of older weights, which "
+                f"selfplay.max_staleness={self.selfplay.max_staleness} lets in; truncated does"
+            )
+        return lines
+
+    @property
     def probe_tolerance(self) -> float:
         """The parity probe's threshold, resolved: mean absolute difference of log-probabilities, nats."""
         if self.sync.probe_tolerance is not None:
