@@ -72,7 +72,7 @@ def test_in_bfloat16_ranks_add_their_gradients_up_in_float32(model_folder, refer
         found = torch.cat([gradients[name].flatten() for name in plain.gradients])
         # The weights are rounded too, which the exact gradient's are not.
         assert (found - exact).norm() <= 0.03 * exact.norm(), count
-        assert (found == found.bfloat16().float())[found != 0].float().mean() < 0.1, count
+        assert (found == found.bfloat16().float())[found != 0].float().mean() < 0.5, count
 
 
 @pytest.mark.integration

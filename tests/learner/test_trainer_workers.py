@@ -235,12 +235,12 @@ def test_a_probe_that_comes_out_differently_beside_training_ends_the_run(make_ru
     worker = run.join(last_batch=0 if waiting else None)
 
     def during(update: int) -> None:
-        worker.probe = (-1.0, -2.5)
+        worker.probe = (-1.0, -4.5)
         if update == 1:
             until(lambda: run.trainer._sync.is_settled)
 
     run.policy.during = during
-    with pytest.raises(WeightSyncError, match="rollout-0 with other weights"):
+    with pytest.raises(WeightSyncError, match="rollout-0 has the learner's weights .* computes something else"):
         run.play()
     assert run.policy.updates == (1 if waiting else 2)
     assert run.records("metrics") == []
