@@ -240,7 +240,7 @@ def test_a_probe_that_comes_out_differently_beside_training_ends_the_run(make_ru
             until(lambda: run.trainer._sync.is_settled)
 
     run.policy.during = during
-    with pytest.raises(WeightSyncError, match="rollout-0 has the learner's weights .* computes something else"):
+    with pytest.raises(WeightSyncError, match=r"rollout-0 has the learner's weights .* computes something else"):
         run.play()
     assert run.policy.updates == (1 if waiting else 2)
     assert run.records("metrics") == []
