@@ -141,6 +141,8 @@ def _run(config: Config, environment: Environment, probe_ids: tuple[int, ...], r
                     f"{METRICS_FILE} is damaged: the first {there} of the {run_folder.version} steps so far stay in it"
                 )
         display.say(f"run folder {run_folder.path}")
+        for line in config.doubtful:
+            display.say(line)
         with (
             Interrupts(stop_file, display.stopping) as interrupts,
             Cluster(config, private.path, run_folder.path, on_use=private.note, check=interrupts.check) as cluster,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
+
+from learner.shared_rows import take_rows
 
 PACKED_ATTENTION = "primezero_packed"
 _CAUSAL = (-1, 0)
@@ -103,7 +104,7 @@ def packed_attention(
         raise ValueError("packed attention is causal: no mask, no dropout, no sliding window")
     q, k, v = query[0], key[0], value[0]
     if packed_layout.key_index is not None:
-        k, v = (_Shown.apply(x, packed_layout.key_index) for x in (k, v))
+        k, v = (take_rows(x, packed_layout.key_index) for x in (k, v))
     grouped = q.shape[0] != k.shape[0]
     # FlashAttention's kernels, which read where sequences begin from the GPU.
     if q.is_cuda and q.dtype in (torch.bfloat16, torch.float16) and q.shape[-1] % 8 == 0:
@@ -111,29 +112,6 @@ def packed_attention(
     else:
         attended = run_attention(q, k, v, packed_layout, scaling, grouped)
     return attended[None], None
-
-
-class _Shown(torch.autograd.Function):
-    """Keys or values [heads, T, d] at the positions of `key_index`: [heads, keys, d].
-
-    A token that many stretches attend to has as many gradients: they are added up in float32, where in 16 bits the
-    last ones would be lost.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, key_index: Tensor) -> Tensor:
-        ctx.save_for_backward(key_index)
-        ctx.tokens = x.shape[1]
-        return x.index_select(1, key_index)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (key_index,) = ctx.saved_tensors
-        added = gradient.new_empty(gradient.shape[0], ctx.tokens, gradient.shape[2])
-        for head, own in enumerate(gradient):  # one by one, for the memory
-            total = own.new_zeros(added.shape[1:], dtype=torch.promote_types(own.dtype, torch.float32))
-            added[head] = total.index_add_(0, key_index, own.to(total.dtype))
-        return added, None
 
 
 def run_attention(

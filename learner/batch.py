@@ -84,14 +84,21 @@ class TrainingBatch:
         )
 
     def mini_batches(self, count: int) -> list[TrainingBatch]:
-        """The rows in `count` parts (fewer when there are fewer rows), equal in size to within one row.
+        """The rows in as many parts as `dealt` has."""
+        dealt = self.dealt(count)
+        return [self] if len(dealt) == 1 else [self._select(rows) for rows in dealt]
+
+    def dealt(self, count: int) -> list[Sequence[int]]:
+        """The numbers of the rows in `count` parts (fewer when there are fewer rows), equal in size to within one row.
 
         Rows are sorted by prompt and dealt out in turn, so that the attempts on one problem, and the rows of one
         task and role, whose prompts begin alike, are spread evenly. The order of the rows does not matter.
         """
-        by_prompt = sorted(range(len(self)), key=[_sort_key(prompt) for prompt, _ in self.rows()].__getitem__)
         count = min(count, len(self))
-        return [self] if count == 1 else [self._select(sorted(by_prompt[i::count])) for i in range(count)]
+        if count == 1:
+            return [range(len(self))]
+        by_prompt = sorted(range(len(self)), key=[_sort_key(prompt) for prompt, _ in self.rows()].__getitem__)
+        return [sorted(by_prompt[i::count]) for i in range(count)]
 
     def rows(self) -> list[tuple[Tensor, Tensor]]:
         """Each row's prompt ids and response ids: views."""

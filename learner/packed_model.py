@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from learner.attention import PACKED_ATTENTION, PackedLayout
 from learner.logprobs import token_logprobs
 from learner.packing import MicroBatch
+from learner.shared_rows import take_rows
 from shared.errors import ModelFolderError
 from shared.model_folder import check_weights
 from shared.pretrained import generation_config, model_config, reason
@@ -42,7 +43,8 @@ class PackedCausalLM(torch.nn.Module):
 
     def forward(
         self,
-        token_ids: Tensor,
+        words: Tensor,
+        word_index: Tensor,
         position_ids: Tensor,
         layout: PackedLayout,
         predicting: Tensor,
@@ -50,11 +52,14 @@ class PackedCausalLM(torch.nn.Module):
         temperature: float,
     ) -> tuple[Tensor, Tensor]:
         """Log-probabilities of the targets and entropies, both float32 [P]; arguments as in MicroBatch."""
+        # Each word is looked up once: PyTorch would add up the gradients of all its places in the weight's dtype.
+        embedded = take_rows(self.causal_lm.get_input_embeddings()(words), word_index)
         hidden = self.causal_lm.get_decoder()(
-            input_ids=token_ids, position_ids=position_ids, use_cache=False, packed_layout=layout
-        ).last_hidden_state[0, predicting]
+            inputs_embeds=embedded, position_ids=position_ids, use_cache=False, packed_layout=layout
+        ).last_hidden_state[0]
         head = self.causal_lm.get_output_embeddings().weight
-        return token_logprobs(hidden, head, targets, temperature=temperature, chunk_bytes=self.chunk_bytes)
+        predictors = take_rows(hidden, predicting)
+        return token_logprobs(predictors, head, targets, temperature=temperature, chunk_bytes=self.chunk_bytes)
 
 
 def packed_logprobs(model: Any, micro_batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -63,7 +68,8 @@ def packed_logprobs(model: Any, micro_batch: MicroBatch, temperature: float) -> 
     model: a PackedCausalLM, or what wraps it with the same forward
     """
     return model(
-        micro_batch.token_ids,
+        micro_batch.words,
+        micro_batch.word_index,
         micro_batch.position_ids,
         micro_batch.layout,
         micro_batch.predicting,

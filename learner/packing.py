@@ -25,7 +25,8 @@ from learner.prompt_groups import Ids, PromptGroup, group_rows, pack
 class MicroBatch:
     """Sequences packed into one row of T tokens, and the N response tokens of the rows that they stand for.
 
-    token_ids, position_ids: int64 [1, T]; a position counts from the beginning of its sequence
+    words: int64 [1, W], the token ids that occur in the row, each once; word_index: int64 [T], which of them a token is
+    position_ids: int64 [1, T], counted from the beginning of a token's sequence
     layout: which tokens attend to which
     predicting: int64 [P], positions in the row at which a response token is predicted
     targets: int64 [P], those response tokens
@@ -35,7 +36,8 @@ class MicroBatch:
     staleness: int64 [N], of each row's token
     """
 
-    token_ids: Tensor
+    words: Tensor
+    word_index: Tensor
     position_ids: Tensor
     layout: PackedLayout
     predicting: Tensor
@@ -46,6 +48,11 @@ class MicroBatch:
     advantages: Tensor
     token_weights: Tensor
     staleness: Tensor
+
+    @property
+    def token_ids(self) -> Tensor:
+        """Of the row, int64 [1, T]."""
+        return self.words[:, self.word_index]
 
     def to(self, device: torch.device) -> MicroBatch:
         """The micro-batch on a device; a GPU copies it while it computes something else."""
@@ -174,8 +181,10 @@ def _micro_batch(groups: Sequence[PromptGroup], batch: TrainingBatch, weights: T
     row_starts = (torch.cumsum(batch.response_lengths, 0) - batch.response_lengths).numpy()
     tokens = torch.from_numpy(ranges(row_starts[rows], row_lengths))
     row_of_token = torch.from_numpy(np.repeat(rows, row_lengths))
+    words, word_index = np.unique(np.concatenate([stretch.ids for stretch in stretches]), return_inverse=True)
     return MicroBatch(
-        token_ids=torch.from_numpy(np.concatenate([stretch.ids for stretch in stretches]))[None],
+        words=torch.from_numpy(words)[None],
+        word_index=torch.from_numpy(word_index),
         position_ids=torch.from_numpy(ranges([stretch.position for stretch in stretches], lengths))[None],
         layout=PackedLayout.of(
             lengths, [None if stretch.prefix is None else number[id(stretch.prefix)] for stretch in stretches]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
@@ -23,12 +24,12 @@ from learner.attention import PackedLayout
 from learner.batch import TrainingBatch
 from learner.compiled import compiling
 from learner.device_memory import keep_large_blocks_whole
+from learner.file_progress import beating_with, bytes_in, bytes_read
 from learner.memory_bounds import BUCKET_ELEMENTS
 from learner.objective import LossSums, LossTokens, faded_entropy_coefficient, policy_loss
 from learner.packed_model import PackedCausalLM, load_model, packed_logprobs
 from learner.packing import MicroBatch, StepPlan, plan_step
 from learner.policy_weights import PolicyWeights
-from learner.random_state import load_random_state, save_random_state
 from learner.reference import ReferenceModel
 from learner.rendezvous import AT_MASTER_ADDRESS
 from learner.train_metrics import TrainMetrics
@@ -61,7 +62,7 @@ class Policy:
     WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT must be set. Raises ModelFolderError when the model folder is
     missing, incomplete or not a safetensors model.
 
-    beat: called with every micro-batch
+    beat: called with every micro-batch, and while what is saved or loaded grows
     """
 
     def __init__(
@@ -164,7 +165,10 @@ class Policy:
         return (self._config.kl_coefficient * penalty_R).float().cpu()
 
     def train(self, batch: TrainingBatch) -> TrainMetrics:
-        """One TRR++ update on the batch, in `optimizer_steps_per_batch` optimizer steps."""
+        """One TRR++ update on the batch, in `optimizer_steps_per_batch` optimizer steps.
+
+        A step whose gradient is not finite is skipped: weights and optimizer stay as they are.
+        """
         plans = [self._plan(part) for part in batch.mini_batches(self._config.optimizer_steps_per_batch)]
         own = [self._own_micro_batches(plan) for plan in plans]
         # With one optimizer step, logp_old is logp_new with gradients stopped.
@@ -173,30 +177,37 @@ class Policy:
             old = [[self._frozen_logprobs(micro_batch) for micro_batch in step] for step in own]
 
         sums, gradient_norms, lr = [], [], 0.0
-        for step, old_logprobs in zip(own, old, strict=True):
+        not_finite: list[int] = []
+        for number, (step, old_logprobs) in enumerate(zip(own, old, strict=True)):
             lr = self._engine.get_lr()[0]
             sums += self._accumulate_gradients(step, old_logprobs)
             gradient_norms.append(self._optimizer_step())
+            if not math.isfinite(gradient_norms[-1]):
+                rows = batch.dealt(self._config.optimizer_steps_per_batch)[number]
+                not_finite += [rows[row] for row in self._not_finite_rows(step, len(rows))]
         metrics = TrainMetrics.of(
             batch,
             plans,
             self._over_ranks(LossSums.combine(sums)),
             gradient_norms=gradient_norms,
+            not_finite_rows=not_finite,
             lr=lr,
             entropy_coefficient=self._entropy_coefficient(),
             has_reference=self._reference is not None,
         )
-        self._last_entropy = metrics.entropy
+        if math.isfinite(metrics.entropy):
+            self._last_entropy = metrics.entropy
         return metrics
 
     def score(self, token_ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """Log-probabilities of token_ids[1:], each given those before it, at temperature 1, nats: float32 [len − 1]."""
         ids = torch.tensor(list(token_ids), device=self._device)
+        words, word_index = ids.unique(return_inverse=True)
         positions = torch.arange(len(ids), device=self._device)
         layout = PackedLayout.of([len(ids)]).to(self._device)
         with torch.no_grad():
             logprobs, _ = self._engine.module(
-                ids[None], positions[None], layout, positions[:-1], ids[1:], temperature=1.0
+                words[None], word_index, positions[None], layout, positions[:-1], ids[1:], temperature=1.0
             )
         self._let_go()
         return logprobs.cpu().numpy()
@@ -204,10 +215,9 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Write what `load` goes on from into `folder`, which must exist; a rank writes its part."""
         torch.distributed.barrier()
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()), beating_with(lambda: bytes_in(folder), self._beat):
             self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
-        save_random_state(self._random_file(folder))
-        torch.distributed.barrier()
+            torch.distributed.barrier()
 
     def load(self, folder: Path, state: object) -> None:
         """Go on from what as many ranks saved in `folder`, and from `state`.
@@ -216,13 +226,12 @@ class Policy:
         """
         try:
             self._last_entropy = msgspec.convert(state, _State).last_entropy
-            with contextlib.redirect_stdout(io.StringIO()):
-                self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
-            load_random_state(self._random_file(folder))
-        except CheckpointError:
-            raise
+            with contextlib.redirect_stdout(io.StringIO()), beating_with(bytes_read, self._beat):
+                loaded, _ = self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
         except Exception as error:  # the library documents no closed list of what foreign files raise
             raise CheckpointError(f"the policy in {folder} cannot be restored: {error}") from error
+        if loaded is None:
+            raise CheckpointError(f"the policy in {folder} cannot be restored: there is none of as many learner ranks")
 
     def state(self) -> dict[str, Any]:
         """What `save` does not write, as plain data."""
@@ -236,10 +245,8 @@ class Policy:
             # Rank 0 collects them in the host's memory; the others only take part.
             weights = {name: tensor.to("cpu", copy=True) if self._rank == 0 else None for name, tensor in self.weights}
         if self._rank == 0:
-            self._engine.module.causal_lm.save_pretrained(folder, state_dict=weights)
-
-    def _random_file(self, folder: Path) -> Path:
-        return folder / f"random-{self._rank}.msgpack"
+            with beating_with(lambda: bytes_in(folder), self._beat):
+                self._engine.module.causal_lm.save_pretrained(folder, state_dict=weights)
 
     def _plan(self, batch: TrainingBatch) -> StepPlan:
         config = self._config
@@ -299,14 +306,30 @@ class Policy:
         return self._reference.logprobs(micro_batch, self._temperature)
 
     def _optimizer_step(self) -> float:
-        """Step, and the gradient norm before clipping."""
-        norm = None
+        """Step, and the gradient norm before clipping; no step, and infinity, where it is not finite."""
         if self._config.zero_stage == 0:
-            # DeepSpeed clips here too, but does not tell the norm.
+            # DeepSpeed clips here too, but neither tells the norm nor looks whether it is finite.
             gradients = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(gradients)
+            norm = float(torch.nn.utils.get_total_norm(gradients))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return math.inf
+            self._engine.step()
+            return norm
         self._engine.step()
-        return float(self._engine.get_global_grad_norm() if norm is None else norm)
+        return float(self._engine.get_global_grad_norm()) if self._engine.was_step_applied() else math.inf
+
+    def _not_finite_rows(self, step: Sequence[MicroBatch], rows: int) -> list[int]:
+        """Of the step's rows on all ranks, those whose advantage, weight or log-probabilities are not finite."""
+        found = torch.zeros(rows, device=self._device)
+        for micro_batch in step:
+            logprobs = self._frozen_logprobs(micro_batch)[micro_batch.source]
+            terms = (logprobs, micro_batch.behaviour_logprobs, micro_batch.advantages, micro_batch.token_weights)
+            finite = torch.stack(terms).isfinite().all(0)
+            found.index_put_((micro_batch.rows,), (~finite).float(), accumulate=True)
+        self._let_go()
+        torch.distributed.all_reduce(found)
+        return found.nonzero().flatten().tolist()
 
     def _over_ranks(self, sums: LossSums) -> LossSums:
         own = {field.name: getattr(sums, field.name) for field in fields(sums) if field.name != "mismatch_max"}
@@ -376,5 +399,9 @@ def _deepspeed_config(config: LearnerConfig, dtype: str) -> dict[str, object]:
             **({"offload_optimizer": {"device": "cpu"}} if config.offload_optimizer is True else {}),
         },
         "bf16": {"enabled": dtype == "bfloat16"},
+        # Added up over micro-batches and ranks, and given to the optimizer: ZeRO-1 would round all of it to bfloat16.
         "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+        # On by default, it waits for the device at every micro-batch from the third step on.
+        "timers": {"throughput": {"enabled": False}},
     }

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
 
 from learner.batch import TrainingBatch
 from learner.objective import LossSums
 from learner.packing import StepPlan
+
+# Rows that are named; there may be thousands.
+MOST_NAMED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +34,7 @@ class TrainMetrics:
     Means are over the response tokens of all rows, whatever their weight.
 
     loss: of the objective, mean over the optimizer steps
-    gradient_norm: before clipping, largest of the optimizer steps
+    gradient_norm: before clipping, largest of the optimizer steps that were made; NaN where none was
     entropy, entropy_coefficient: nats a token, at the sampling temperature; the bonus' weight in this update
     ratio_mean, clip_fraction: ρ, and the share of tokens whose gradient the clip took away
     importance_weight_mean: w
@@ -48,6 +50,9 @@ class TrainMetrics:
     unique_rows: distinct sequences as a share of the rows
     lr: of the last optimizer step
     largest_advantage: largest |A|
+    skipped_steps: optimizer steps that were not made, for a gradient that is not finite
+    not_finite_rows: of their rows, by number in the batch, the first with an advantage or log-probability that is not
+        finite
     """
 
     loss: float
@@ -71,6 +76,8 @@ class TrainMetrics:
     lr: float
     largest_advantage: float
     optimizer_steps: int
+    skipped_steps: int
+    not_finite_rows: tuple[int, ...]
 
     @classmethod
     def of(
@@ -80,16 +87,20 @@ class TrainMetrics:
         sums: LossSums,
         *,
         gradient_norms: Sequence[float],
+        not_finite_rows: Sequence[int],
         lr: float,
         entropy_coefficient: float,
         has_reference: bool,
     ) -> TrainMetrics:
-        """From the sums over all optimizer steps and ranks; plans, gradient_norms: one for each step."""
-        tokens = sums.tokens
+        """From the sums over all optimizer steps and ranks; plans, gradient_norms: one for each step.
+
+        A step was skipped where its norm is not finite; not_finite_rows: of these.
+        """
+        tokens, made = sums.tokens, [norm for norm in gradient_norms if math.isfinite(norm)]
         weight_squares = tokens * sums.importance_weight_squared
         return cls(
             loss=float(sums.loss / len(plans)),
-            gradient_norm=float(np.max(gradient_norms)),
+            gradient_norm=max(made, default=math.nan),
             entropy=float(sums.entropy / tokens),
             entropy_coefficient=entropy_coefficient,
             ratio_mean=float(sums.ratio / tokens),
@@ -109,6 +120,8 @@ class TrainMetrics:
             lr=lr,
             largest_advantage=float(batch.advantages.abs().max()),
             optimizer_steps=len(plans),
+            skipped_steps=len(plans) - len(made),
+            not_finite_rows=tuple(sorted(not_finite_rows)[:MOST_NAMED]),
         )
 
 

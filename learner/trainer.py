@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from learner.ranks import Leader, follow
 from learner.recovery import recover
 from learner.spec import LearnerSpec
 from learner.ticket_check import TokenLimits
+from learner.train_metrics import TrainMetrics
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import WeightSender
 from learner.weight_sync import WeightSync
@@ -47,6 +49,9 @@ GATHER_S = 10.0
 
 log = logging.getLogger(__name__)
 
+# Batches in a row whose gradients are not finite, before a run ends.
+MOST_SKIPPED = 5
+
 
 def run_learner(
     config: Config,
@@ -59,7 +64,8 @@ def run_learner(
 ) -> Summary | None:
     """One learner rank, from start to end; rank 0 leads and returns the summary.
 
-    beat: called, on rank 0, as the work goes on: by every wait for workers, and with every micro-batch
+    beat: called, on rank 0, as the work goes on: by every wait for workers, with every micro-batch, and with every part
+        of what is saved or loaded
     directed: what the trainer gets for its policy instead, for benchmarks that decide what it does
 
     Raises InstallationError where a run on GPUs finds none here.
@@ -82,7 +88,9 @@ def run_learner(
         beat=beat,
     )
     beat()
-    store = CheckpointStore(spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every)
+    store = CheckpointStore(
+        spec.checkpoints, keep=config.run.keep_checkpoints, every=config.run.checkpoint_every, beat=beat
+    )
     resumed = None
     if spec.resume_from is not None:
         resumed = read_state(spec.resume_from)
@@ -184,6 +192,7 @@ class Trainer:
             wait_s=config.rollout.start_timeout_s,
         )
         self._evaluations = Evaluations(self._pool, self._progress.evaluated, config.rollout.evaluation_timeout_s)
+        self._batches_skipped = 0  # in a row, in whole
         self._asleep: list[Member] = []
         self._version = self._first_version
         # The step whose weights are on their way to the workers beside the next one's training.
@@ -238,10 +247,7 @@ class Trainer:
         self._finish_evaluation()
         if _is_unsaved(version, self._first_version, self._store):
             self._save_checkpoint(version)
-        exported = self._spec.run_folder / "model"
-        with writing(exported, SafetensorError):
-            self._policy.save_pretrained(exported)
-            copy_tokenizer(config.model.path, exported)
+        self._export(self._spec.run_folder / "model")
         summary = self._progress.summarise(version)
         self._pool.send_home()
         return summary
@@ -258,6 +264,20 @@ class Trainer:
                 self._pool.wait_for_workers(workers, GATHER_S)
             workers = 1
         self._pool.wait_for_workers(workers, limit_s)
+
+    def _export(self, folder: Path) -> None:
+        """Write the model beside, and put it in the place of one that is there: a reader finds a whole one."""
+        beside = folder.with_name(f".{folder.name}")
+        with writing(folder, SafetensorError):
+            for unfinished in (beside, beside.with_suffix(".old")):
+                shutil.rmtree(unfinished, ignore_errors=True)
+            beside.mkdir()
+            self._policy.save_pretrained(beside)
+            copy_tokenizer(self._config.model.path, beside)
+            if folder.exists():
+                folder.rename(beside.with_suffix(".old"))
+            beside.rename(folder)
+            shutil.rmtree(beside.with_suffix(".old"), ignore_errors=True)
 
     def _recover(self, collector: Collector, resumed: TrainerState | None) -> None:
         version = self._first_version
@@ -283,17 +303,38 @@ class Trainer:
         rows = self._normaliser.select(batch)
         training_batch = self._normaliser.training_batch(rows, self._reward_penalty(rows))
         trained = self._policy.train(training_batch)
-        if not math.isfinite(trained.gradient_norm):
-            raise PrimezeroError(
-                f"the gradient of batch {number} is not finite: the weights are spoilt. Begin a run with a lower "
-                "learner.lr, or see metrics.jsonl for what grew before"
-            )
+        self._note_skipped(number, trained, rows)
         return {
             "learner": asdict(trained),
             **asdict(batch_metrics(batch, attempts=self._config.selfplay.attempts)),
             "rejected": self._pool.rejected,
             "memory": memory_record(),
         }
+
+    def _note_skipped(self, number: int, trained: TrainMetrics, rows: SelectedRows) -> None:
+        """Tell of optimizer steps that were skipped; PrimezeroError when nothing has been learned for too long."""
+        if trained.skipped_steps < trained.optimizer_steps or not trained.skipped_steps:
+            self._batches_skipped = 0
+        else:
+            self._batches_skipped += 1
+        if not trained.skipped_steps:
+            return
+        causes = ", ".join(f"{row} ({rows.cells[row]})" for row in trained.not_finite_rows) or "no row by itself"
+        log.warning(
+            "batch %d: %d of %d optimizer steps skipped, since their gradient is not finite. Not finite among the %d "
+            "rows: %s",
+            number,
+            trained.skipped_steps,
+            trained.optimizer_steps,
+            len(rows.episodes),
+            causes,
+        )
+        if self._batches_skipped == MOST_SKIPPED:
+            raise PrimezeroError(
+                f"the gradients of the last {MOST_SKIPPED} batches were not finite, so none of them was trained on; "
+                f"the weights are those of before. Not finite in the last: {causes}. Begin a run with a lower "
+                "learner.lr, or see metrics.jsonl for what grew before"
+            )
 
     def _reward_penalty(self, rows: SelectedRows) -> npt.NDArray[np.float32] | None:
         """Under the KL estimator k1, what comes off each row's reward; every rank scores its part."""

@@ -138,7 +138,9 @@ class BroadcastTransport(Transport):
             update.update(info)
         except Exception as error:
             self._leave()
-            thread.wait(0.1)
+            # It still passes over the source, to the end. Where ranks gather each parameter for that, whatever else
+            # they were asked to do together in the middle of it would end all of them.
+            thread.wait(self._settings.timeout_s + _MARGIN_S)
             ours = f"; on the learner's side: {thread.error}" if thread.error is not None else ""
             raise WeightSyncError(f"weight sync: version {version} did not reach the engines: {error}{ours}") from error
         if not thread.wait(self._settings.timeout_s + _MARGIN_S) or thread.error is not None:
@@ -146,6 +148,7 @@ class BroadcastTransport(Transport):
             raise WeightSyncError(
                 f"weight sync: broadcasting version {version} failed: {thread.error or _hangs(root)}"
             ) from thread.error
+        self.sums = packer.sums()
         return partial(update.finish, packer.nbytes)
 
     def close(self) -> None:

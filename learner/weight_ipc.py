@@ -62,6 +62,7 @@ class IpcTransport(Transport):
         with closing(packer.pack(self._source)) as packing:
             for index, end in enumerate(packing):
                 update.update(self._chunk(packer, version, index, end))
+        self.sums = packer.sums()
         return partial(update.finish, packer.nbytes)
 
     def close(self) -> None:

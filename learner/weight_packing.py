@@ -8,7 +8,8 @@ from contextlib import closing
 import torch
 
 from learner.weight_source import WeightSource, dtype_name, one_pass
-from shared.weight_wire import nbytes_of, padded, plan_chunks
+from shared.weight_checksum import content_sums
+from shared.weight_wire import Sums, nbytes_of, padded, plan_chunks
 
 
 class Packer:
@@ -37,6 +38,7 @@ class Packer:
         self.buffer = torch.empty(self.capacity + spare, dtype=torch.uint8, device=device)
         self._shapes = dict(shapes)
         self._dtype = dtype
+        self._sums: list[torch.Tensor] = []
 
     def pack(self, source: WeightSource) -> Generator[int, None, None]:
         """Cast and copy each chunk to the start of the buffer, then yield how long it is: a multiple of 8 bytes.
@@ -44,6 +46,7 @@ class Packer:
         The copies may still be under way on the device. Raises WeightSyncError unless the source yields
         what it said.
         """
+        self._sums = []
         with closing(one_pass(source, self._shapes)) as parameters:
             for chunk in self.chunks:
                 end = 0
@@ -51,6 +54,12 @@ class Packer:
                     begin, end = end, end + parameter.nbytes
                     place = self.buffer[begin:end].view(self._dtype).view(parameter.shape)
                     place.copy_(tensor.detach())
+                    self._sums.append(content_sums(place))
                 self.buffer[end : padded(end)].zero_()
                 yield padded(end)
             next(parameters, None)  # so that one parameter too many is seen
+
+    def sums(self) -> dict[str, Sums]:
+        """Of each parameter, as the last pass packed it; waits for the device."""
+        read: list[list[int]] = torch.stack(self._sums).tolist()
+        return {name: (first, second) for name, (first, second) in zip(self._shapes, read, strict=True)}

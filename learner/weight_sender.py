@@ -6,7 +6,7 @@ same GPU, `nccl` (learner/weight_broadcast.py) elsewhere.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -18,6 +18,7 @@ from learner.weight_shm import ShmTransport
 from learner.weight_source import ModuleSource, WeightSource, dtype_name
 from learner.weight_transport import SendStats, Settings, Transport, WeightSyncClient
 from shared.errors import WeightSyncError
+from shared.weight_wire import Sums
 
 __all__ = ["ModuleSource", "SendStats", "WeightSender", "WeightSource", "WeightSyncClient"]
 
@@ -87,6 +88,12 @@ class WeightSender:
         """
         with _as_sync_error(f"sending weight version {version} failed"):
             return self._transport.send(version)
+
+    @property
+    def sums(self) -> Mapping[str, Sums]:
+        """Of each parameter by name, `content_sums` of what was last sent; there once the sending is over."""
+        sums: Mapping[str, Sums] = self._transport.sums
+        return sums
 
     def close(self) -> None:
         """Give back what the transport has. Nothing can be sent afterwards."""

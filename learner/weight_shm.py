@@ -37,6 +37,7 @@ class ShmTransport(Transport):
         def finish() -> SendStats:
             update.start()
             update.update(to_plain(manifest))
+            self.sums = segment.sums()
             return update.finish(segment.nbytes)
 
         return finish

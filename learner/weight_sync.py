@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from learner.members import Member
-from learner.parity import check_parity
+from learner.parity import ParityProbe, check_weights
 from learner.weight_client import StreamWeightSyncClient
 from learner.weight_sender import SendStats, WeightSender
 from learner.worker_pool import WorkerPool
@@ -20,17 +20,17 @@ log = logging.getLogger(__name__)
 
 
 class WeightSync:
-    """Sends the policy's present weights and lets nobody work with them before the parity probe has passed.
+    """Sends the policy's present weights, and lets nobody work with them who has not been shown to have them.
 
     What needs the policy is done by `begin`; the rest goes on on a thread of its own, and `finish` waits for it. In
     between the policy may be trained, and nothing else is asked for here.
 
-    A worker that fails on the way leaves, and the others go on. What ends the run: weights that are not finite, and a
-    probe that comes out differently, both WeightSyncError; and StreamTimeoutError when nobody is left and nobody
-    comes back within `wait_s`.
+    A worker that fails on the way leaves, and the others go on. What ends the run: weights that are not finite, an
+    engine with other weights than were sent, and a probe that comes out grossly differently, all WeightSyncError; and
+    StreamTimeoutError when nobody is left and nobody comes back within `wait_s`.
 
     score: the learner's log-probabilities of the probe, with the weights that are sent
-    tolerance: of the probe, nats
+    tolerance: of the parity probe, nats
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class WeightSync:
         self._client = client
         self._sender = sender
         self._score = score
-        self._tolerance = tolerance
+        self._probe = ParityProbe(tolerance)
         self._wait_s = wait_s
         self._connected: frozenset[Member] = frozenset()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="weight-sync")
@@ -127,9 +127,14 @@ class WeightSync:
         except WeightSyncError as error:
             self._give_up(members, version, error)
             return None
+        finished = self._client.finished
         differences = self._check(ours.result(), version)
-        pause_s = max(finished.pause_s for finished in self._client.finished.values())
-        return {**asdict(stats), "pause_s": pause_s, "probe_difference": max(differences)}
+        return {
+            **asdict(stats),
+            "pause_s": max(answer.pause_s for answer in finished.values()),
+            "probe_difference": max(differences),
+            "probe_difference_first": max(map(self._probe.first, finished)),
+        }
 
     def _give_up(self, members: Sequence[Member], version: int, error: WeightSyncError) -> None:
         """Raise `error` unless members were lost, which explains it."""
@@ -139,10 +144,10 @@ class WeightSync:
         self._connected = frozenset()
 
     def _check(self, ours: Float32Array, version: int) -> list[float]:
-        """The parity probe of all that have just finished; those pass."""
-        differences = [
-            check_parity(ours, finished.probe_logprobs, worker=member.name, version=version, tolerance=self._tolerance)
-            for member, finished in self._client.finished.items()
-        ]
+        """Weights, and the parity probe, of all that have just finished; those pass."""
+        differences = []
+        for member, finished in self._client.finished.items():
+            check_weights(self._sender.sums, finished.live, worker=member.name, version=version)
+            differences.append(self._probe.check(member, ours, finished.probe_logprobs, version=version))
         self._pool.prove(self._client.finished, version)
         return differences

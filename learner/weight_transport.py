@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import torch
+
+from shared.weight_wire import Sums
 
 
 class WeightSyncClient(Protocol):
@@ -68,9 +70,11 @@ class Transport(ABC):
     """One way for weights to reach the engines.
 
     point_to_point: whether a send may go to some of the members only; otherwise all have to take part
+    sums: of each parameter by name, `content_sums` of what was last sent; there once the sending is over
     """
 
     point_to_point: ClassVar[bool]
+    sums: Mapping[str, Sums]
 
     @abstractmethod
     def connect(self) -> None:

@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from rollout.engine_link import Link
 from rollout.engine_requests import Requests
 from rollout.engine_vllm import init_request, update_request
 from shared.config import SyncConfig
 from shared.errors import EngineError, WeightSyncError
+from shared.weight_wire import LiveWeights
 
 _POLL_S = 0.01
 # Of a call's time limit, what running requests may take to finish; the rest is for the swap and the answer.
@@ -24,10 +27,11 @@ PauseMode = Literal["keep", "wait", "abort"]
 
 @dataclass(frozen=True, slots=True)
 class SyncTimings:
-    """One weight swap: seconds from the pause to resuming, and how much of that the swap itself took."""
+    """One weight swap: seconds from the pause to resuming, how much of that the swap itself took, and what is live."""
 
     pause_s: float
     swap_s: float
+    live: tuple[LiveWeights, ...]
 
 
 class WeightSync:
@@ -186,9 +190,10 @@ class WeightSync:
             begin = time.monotonic()
             await self._call("the swap", llm.finish_weight_update(label))
             swapped = time.monotonic()
+            (live,) = await self._call("naming the live weights", llm.collective_rpc("primezero_live_weights"))
             self._requests.weights_changed(version, kept)
             await self._resume()
-        return SyncTimings(pause_s=time.monotonic() - paused_at, swap_s=swapped - begin)
+        return SyncTimings(pause_s=time.monotonic() - paused_at, swap_s=swapped - begin, live=_read(live))
 
     async def _pause(self, mode: PauseMode) -> None:
         """Stop generation, and clear the attention cache unless it is kept.
@@ -274,3 +279,7 @@ class WeightSync:
             if not isinstance(error, Exception):
                 raise
             raise WeightSyncError(f"{reason}; the engine stays paused and must be restarted") from error
+
+
+def _read(live: Any) -> tuple[LiveWeights, ...]:
+    return msgspec.convert(live, tuple[LiveWeights, ...])

@@ -88,7 +88,7 @@ def plan_targets(model: torch.nn.Module) -> list[Target]:
         elif isinstance(module, LinearBase):
             targets.append(_linear_target(model, path, module))
         elif type(module) is RMSNorm and set(module._parameters) == {"weight"}:
-            targets.append(VectorTarget(f"{path}.weight", module.weight))
+            targets.append(VectorTarget(f"{path}.weight", module))
         else:
             raise WeightSyncError(f"weight sync does not know how to refresh {path} ({type(module).__name__})")
     return [_embedding_target(users) for users in users_of_matrix.values()] + targets

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import stat
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from isal.isal_zlib import crc32  # the same as zlib.crc32, at ten times its speed
 
 from rollout.receiving import DTYPES, Batch
 from shared.errors import WeightSyncError
@@ -91,7 +91,7 @@ class Segment:
             if count == 0:
                 raise WeightSyncError(f"the weight segment was cut short inside {name}")
             done += count
-        if zlib.crc32(view) != parameter.crc32:
+        if crc32(view) != parameter.crc32:
             raise WeightSyncError(f"the bytes of {name} do not match their checksum")
         return tensor
 

@@ -1,7 +1,8 @@
 """Preparing new weights beside the live ones, so that only pointers move while the engine is paused.
 
 A `Target` is one piece of the engine's model that can be rebuilt from wire parameters: `build` makes
-the new tensors without touching the live ones and returns the function that puts them in place.
+the new tensors without touching the live ones and returns the function that puts them in place. `live`
+says what the piece computes with, however it came there.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any, Protocol
 import torch
 
 from rollout.receiving import Batch, Ledger
-from shared.weight_wire import Shapes
+from shared.weight_checksum import total_sums
+from shared.weight_wire import Shapes, Sums
 
 Read = Callable[[str], torch.Tensor]
 Swap = Callable[[], None]
@@ -30,25 +32,31 @@ class Target(Protocol):
 
     def build(self, read: Read) -> Swap: ...
 
+    def live(self) -> tuple[Sums | None, ...]:
+        """Of each copy that the engine computes with: the content's sums, or None where nobody knows."""
+
 
 @dataclass(frozen=True)
 class VectorTarget:
-    """A parameter that is used as it is, such as a norm's weight."""
+    """A module's weight that is used as it is, such as a norm's."""
 
     name: str
-    parameter: torch.Tensor
+    module: Any
 
     @property
     def shapes(self) -> Shapes:
-        return {self.name: tuple(self.parameter.shape)}
+        return {self.name: tuple(self.module.weight.shape)}
 
     def build(self, read: Read) -> Swap:
         tensor = read(self.name)
 
         def swap() -> None:
-            self.parameter.data = tensor
+            self.module.weight.data = tensor
 
         return swap
+
+    def live(self) -> tuple[Sums | None, ...]:
+        return (_live_sums(self.module),)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,7 @@ class LinearTarget:
             weight=_stacked([read(name) for name in self.weights]),
             bias=_stacked([read(name) for name in self.biases]) if self.biases else None,
         )
+        sums = total_sums(packed.weight, packed.bias)
         self.pack(packed)
 
         def swap() -> None:
@@ -83,8 +92,12 @@ class LinearTarget:
             self.module.weight.data = packed.weight.data
             if packed.bias is not None:
                 self.module.bias.data = packed.bias.data
+            _note(self.module, packed, sums)
 
         return swap
+
+    def live(self) -> tuple[Sums | None, ...]:
+        return (_live_sums(self.module),)
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,8 @@ class EmbeddingTarget:
     def build(self, read: Read) -> Swap:
         matrix = torch.zeros(self.weight.shape, dtype=self.weight.dtype)
         matrix[: self.vocabulary] = read(self.name)
+        sums = total_sums(matrix[: self.vocabulary])
+        looked_up = SimpleNamespace(weight=matrix, bias=None, cpu_linear=torch.nn.functional.linear)
         packed = SimpleNamespace(weight=matrix, bias=None)
         if self.heads:
             self.pack(packed)
@@ -119,10 +134,15 @@ class EmbeddingTarget:
             self.weight.data = matrix
             for head in self.heads:
                 head.cpu_linear = packed.cpu_linear
+                _note(head, packed, sums)
             for table in self.tables:
-                table.cpu_linear = torch.nn.functional.linear
+                table.cpu_linear = looked_up.cpu_linear
+                _note(table, looked_up, sums)
 
         return swap
+
+    def live(self) -> tuple[Sums | None, ...]:
+        return tuple(_live_sums(module, rows=self.vocabulary) for module in (*self.tables, *self.heads))
 
 
 class StagedWeights:
@@ -172,3 +192,27 @@ def _unshared(tensor: torch.Tensor) -> torch.Tensor:
 
 def _stacked(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _note(module: Any, made: Any, sums: Sums) -> None:
+    """Keep what the module computes with once `made`, packed from weights of these sums, is in its place."""
+    module.primezero_live = (_place(made), sums)
+
+
+def _live_sums(module: Any, rows: int | None = None) -> Sums | None:
+    """Of what the module computes with: of its parameters, or, where these are packed, of what they were packed from.
+
+    None where what it has now is not what was noted: not the last update's. rows: of the weight, that are not padding
+    """
+    if not hasattr(module, "cpu_linear"):
+        return total_sums(module.weight[:rows], getattr(module, "bias", None))
+    place, sums = getattr(module, "primezero_live", (None, None))
+    return sums if place == _place(module) else None
+
+
+def _place(module: Any) -> tuple[object, ...]:
+    """What a packed layer's forward reaches its weights by."""
+    pointers = [
+        None if tensor is None else tensor.data_ptr() for tensor in (module.weight, getattr(module, "bias", None))
+    ]
+    return module.cpu_linear, *pointers

@@ -52,6 +52,10 @@ class WorkerExtension:
         """State of the update being received: see `Receiving.state`."""
         return self.weight_transfer_engine.staging_state()
 
+    def primezero_live_weights(self) -> list[Any]:
+        """What the model computes with, as plain fields of `LiveWeights`."""
+        return self.weight_transfer_engine.live_weights()
+
     def primezero_discard_update(self) -> None:
         """Forget an update that was begun and not finished; vLLM itself has no way to."""
         self.weight_transfer_engine.discard()
@@ -93,6 +97,8 @@ class EngineSide:
             raise WeightSyncError("weight sync needs enforce_eager: compiled code keeps the old packed weights")
         self.defers_processing = not self.in_place
         self.targets: list[Target] = plan_targets(self.model)
+        # Of the whole model, whatever updates are applied to.
+        self._places = tuple(self.targets)
         dtype = str(self.model_config.dtype).removeprefix("torch.")
         self.receiver: Receiver = self.make_receiver(shapes_of(self.targets), dtype)
         self._pending: PendingWeights | None = None
@@ -150,6 +156,10 @@ class EngineSide:
         if self._receiving is None:
             raise WeightSyncError("no weight update is being received")
         return self._receiving.state
+
+    def live_weights(self) -> list[Any]:
+        """See `WorkerExtension.primezero_live_weights`."""
+        return [[list(place.shapes), place.live()] for place in self._places]
 
     def discard(self) -> None:
         """Forget an update that is not finished."""

@@ -302,7 +302,7 @@ class RolloutWorker:
         self._version = version
         timings = await self._engine.finish_weight_update(version)
         scores = await self._engine.score(probe, f"probe-{version}")
-        return msg.UpdateFinished(tuple(scores.tolist()), timings.pause_s)
+        return msg.UpdateFinished(tuple(scores.tolist()), timings.pause_s, timings.live)
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ import msgspec
 from shared.episodes import Evaluation, Ticket
 from shared.errors import MessageError
 from shared.ticket_wire import Frame
+from shared.weight_wire import LiveWeights
 
 PROTOCOL_VERSION = 6
 MAX_TICKETS_PER_MESSAGE = 64
@@ -137,7 +138,7 @@ class UpdateWeights(_Message, frozen=True):
 
 
 class FinishUpdate(_Message, frozen=True):
-    """Make the received weights live as `version`, then score `probe` before anything else.
+    """Make the received weights live as `version`, say what is live, then score `probe` before anything else.
 
     No ticket closed afterwards leaves the worker before a `ProbePassed` for this version.
     """
@@ -190,10 +191,12 @@ class UpdateFinished(_Message, frozen=True):
 
     probe_logprobs: log-probability of each probe token but the first
     pause_s: seconds from the engine's pause to its resumption
+    live: all weights that the engine now computes with
     """
 
     probe_logprobs: tuple[float, ...]
     pause_s: float
+    live: Annotated[tuple[LiveWeights, ...], msgspec.Meta(max_length=2**16)]
 
 
 class Evaluated(_Message, frozen=True):

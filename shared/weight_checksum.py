@@ -1,12 +1,14 @@
-"""The checksum of packed weights: Fletcher's two sums over 32-bit words, on the device that the bytes are on.
+"""Sums of weights, on the device that they are on: Fletcher's of packed ones, and of live ones in whatever order.
 
-It is computed by learner and engine alike, which share nothing but this folder, and this folder does not
+They are computed by learner and engine alike, which share nothing but this folder, and this folder does not
 import torch: the functions work on the methods of the tensors that they are given.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from shared.weight_wire import Sums
 
 if TYPE_CHECKING:
     import torch
@@ -17,6 +19,9 @@ _WORD_BYTES = 4
 _COLUMNS = 4096
 # To sum as int64, torch on the CPU makes a copy, which should stay in the cache; a GPU takes all rows at once.
 _ROWS_ON_CPU = 64
+# Words that `content_sums` widens at once: what fits the cache, and 64 MiB.
+_WIDENED_ON_CPU = 2**16
+_WIDENED = 2**24
 
 
 def checksum(buffer: torch.Tensor) -> torch.Tensor:
@@ -59,3 +64,36 @@ def _sums(table: torch.Tensor, first: int) -> torch.Tensor:
 
 def _range(like: torch.Tensor) -> torch.Tensor:
     return like.new_ones(like.shape).cumsum(0) - 1
+
+
+def content_sums(tensor: torch.Tensor) -> torch.Tensor:
+    """Of the tensor's 16-bit words, as integers with a sign: their sum, and that of their squares; int64 [2], exact.
+
+    The order of the elements does not count, and sums of parts add up, so that the weights of fused layers have those
+    of the parameters that they are fused of. One changed word changes the first, and many changes that cancel there
+    (half of all bfloat16 weights a step up, half a step down) change the second.
+
+    tensor: contiguous, of 2 or 4 bytes an element. Nothing waits for the device.
+    """
+    flat = tensor.detach().reshape(-1)
+    words = flat.view(flat[:0].short().dtype)
+    sums = words[:0].long().new_zeros(2)
+    if words.device.type == "cpu":
+        # In float64, whose sums are the fastest, and exact: squares of as many words come to less than 2**53.
+        wide = words[:0].double().new_empty(min(len(words), _WIDENED_ON_CPU))
+        for part in words.split(_WIDENED_ON_CPU):
+            own = wide[: len(part)].copy_(part)
+            sums[0] += int(own.sum())
+            sums[1] += int(own.dot(own))
+        return sums
+    for part in words.split(_WIDENED):
+        wide = part.int()
+        sums[0] += part.sum(dtype=sums.dtype)
+        sums[1] += wide.mul_(wide).sum(dtype=sums.dtype)
+    return sums
+
+
+def total_sums(*tensors: torch.Tensor | None) -> Sums:
+    """`content_sums` of all that are there, together; waits for the device."""
+    first, second = sum(content_sums(tensor) for tensor in tensors if tensor is not None).tolist()
+    return first, second

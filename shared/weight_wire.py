@@ -38,6 +38,21 @@ _CUDA_MALLOC = ord("c")
 _REF_COUNTERS = 10_000
 
 
+# `content_sums` of some weights.
+_Word = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Sums = tuple[_Word, _Word]
+
+
+class LiveWeights(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What an engine computes with in one place of its model: the parameters `names`, fused.
+
+    sums: of each copy that it has of them; None where a copy is not what the last update made
+    """
+
+    names: Annotated[tuple[Name, ...], msgspec.Meta(min_length=1, max_length=64)]
+    sums: Annotated[tuple[Sums | None, ...], msgspec.Meta(min_length=1, max_length=64)]
+
+
 class PackedParameter(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One parameter of a chunk, behind those before it: `nbytes` bytes, `shape` elements of `dtype`."""
 

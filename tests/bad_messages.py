@@ -14,6 +14,7 @@ from shared import messages as msg
 from shared.episodes import ClosedTicket, Evaluation, Role, Task, TaskAccuracy, Verdict, VersionSpan
 from shared.errors import MessageError
 from shared.ticket_wire import TicketFrame, encode_ticket
+from shared.weight_wire import LiveWeights
 
 Frames = list[bytes]
 
@@ -41,7 +42,12 @@ def valid_messages() -> list[Frames]:
         msg.Evaluate(1),
     ]
     evaluation = Evaluation(1, {task: TaskAccuracy(10, 0.5, 0.0, 4.0) for task in Task})
-    results = [msg.Done(), msg.UpdateFinished((-1.0,), 0.1), msg.Evaluated(evaluation), msg.CallFailed("no")]
+    results = [
+        msg.Done(),
+        msg.UpdateFinished((-1.0,), 0.1, (LiveWeights(("a", "b"), ((1, 2), None)),)),
+        msg.Evaluated(evaluation),
+        msg.CallFailed("no"),
+    ]
     plain = [
         msg.Hello(msg.PROTOCOL_VERSION, "rollout-9", 5, "m", "t", "e"),
         msg.Welcome(1, 2),

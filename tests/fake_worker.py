@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import zmq
 from factories import make_closed
@@ -26,6 +27,7 @@ from shared import messages as msg
 from shared.config_file import load_config
 from shared.episodes import ClosedTicket, Evaluation, Task, TaskAccuracy, Ticket
 from shared.ticket_wire import encode_ticket
+from shared.weight_wire import LiveWeights
 
 IDENTITY = Identity(model="m", tokenizer="t", environment="e")
 LINEAGE = 3
@@ -212,9 +214,11 @@ class ObedientWorker(FakeWorker):
         dies_at: str | None = None,
         last_batch: int | None = None,
         probe: tuple[float, ...] = (-1.0, -2.0),
+        live: tuple[LiveWeights, ...] = (LiveWeights(("a", "b"), ((4, 6),)),),
         journal: list[tuple[str, str]] | None = None,
     ) -> None:
         self.fails_at, self.silent_at, self.dies_at, self.probe = fails_at, silent_at, dies_at, probe
+        self.live = live
         self.late_at, self.last_batch = late_at, last_batch
         self.late: list[tuple[int, msg.Request]] = []
         self.said: list[str] = []
@@ -271,7 +275,7 @@ class ObedientWorker(FakeWorker):
             result = msg.CallFailed("it could not")
         elif isinstance(request, msg.FinishUpdate):
             self._staged = request.version
-            result = msg.UpdateFinished(self.probe, 0.01)
+            result = msg.UpdateFinished(self.probe, 0.01, self.live)
         elif isinstance(request, msg.Evaluate):
             accuracy = {task: TaskAccuracy(10, 0.5, 0.0, 4.0) for task in Task}
             result = msg.Evaluated(Evaluation(request.version, accuracy))
@@ -292,6 +296,8 @@ class ObedientWorker(FakeWorker):
 
 class FourCalls:
     """A sender that makes the four calls, as vLLM's trainer engines do, and moves nothing."""
+
+    sums: ClassVar = {"a": (1, 2), "b": (3, 4)}
 
     def __init__(self, client: StreamWeightSyncClient, *, point_to_point: bool = True) -> None:
         self.point_to_point = point_to_point

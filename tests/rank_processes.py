@@ -37,6 +37,7 @@ class Case:
     changes: dict[str, Any] = field(default_factory=dict)
     kept: bool = False
     responses: tuple[int, ...] = (1,)
+    dtype: str = "float32"
 
     def config(self, reference: Path) -> LearnerConfig:
         own = {"zero_stage": self.zero_stage, "max_tokens": self.max_tokens, "reference_model": reference}
@@ -134,6 +135,7 @@ def _make_policy(case: Case, rank: int, world_size: int, model_folder: Path, ref
     return make_policy(
         model_folder,
         case.config(reference),
+        case.dtype,
         kind=RecordingPolicy,
         rank=rank,
         world_size=world_size,

@@ -182,7 +182,7 @@ class _Recorded:
         return await self._engine.generate(prompt_ids, **arguments)
 
     async def finish_weight_update(self, version: int) -> SyncTimings:
-        return SyncTimings(pause_s=0.0, swap_s=0.0)
+        return SyncTimings(pause_s=0.0, swap_s=0.0, live=())
 
     async def score(self, token_ids: Sequence[int], request_id: str) -> Float32Array:
         return await self._engine.score(token_ids, request_id)

@@ -246,11 +246,12 @@ PLOTS = (
         "Mismatch of sampler and learner",
         "|difference of log-probabilities|, nats",
         "Mean and largest over the tokens of a batch, staleness included; and of the probe text after each weight "
-        "sync, which is at the same version on both sides.",
+        "sync, which is at the same version on both sides, beside what it was after a worker's first sync.",
         {
             "mean of tokens": _at("learner", "mismatch_mean"),
             "largest": _at("learner", "mismatch_max"),
             "probe after a sync": _at("sync", "probe_difference"),
+            "probe after a worker's first sync": _at("sync", "probe_difference_first"),
         },
         scale="log",
         compared=("mean of tokens",),

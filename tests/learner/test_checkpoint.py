@@ -115,3 +115,14 @@ def test_a_run_that_goes_on_is_saved_every_few_versions_but_not_at_its_start(tmp
     store = CheckpointStore(tmp_path, keep=2, every=20)
     assert [version for version in range(50) if store.is_due(version)] == [20, 40]
     assert not any(CheckpointStore(tmp_path, keep=2).is_due(version) for version in range(50))
+
+
+def test_every_part_of_a_file_that_is_written_or_read_is_a_sign_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr("learner.checkpoint._CHUNK_BYTES", 1000)
+    beats: list[None] = []
+    store = CheckpointStore(tmp_path, keep=2, beat=lambda: beats.append(None))
+    write(store, 20, weights=b"x" * 50_000)
+    written = len(beats)
+    assert written > 50
+    assert store.latest() is not None
+    assert len(beats) - written >= 50

@@ -58,3 +58,27 @@ def test_forward_loss_and_backward_read_nothing_on_the_host(model_folder, change
         for step, old_logprobs in zip(steps, (old, [None] * len(steps[1])), strict=True):
             policy._accumulate_gradients(step, old_logprobs)
     assert reads.found == []
+
+
+def test_no_micro_batch_waits_for_the_device(model_folder, monkeypatch):
+    """In four steps: DeepSpeed does some things from the third one on."""
+    from deepspeed.accelerator import get_accelerator  # after learner.policy has chosen it
+
+    waits = []
+    monkeypatch.setattr(get_accelerator(), "synchronize", lambda *_: waits.append("accelerator"))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: waits.append("cuda"))
+    policy = make_policy(model_folder, CONFIG.model_copy(update={"max_tokens": 15}))
+    accumulate, during = policy._accumulate_gradients, []
+
+    def counted(*arguments):
+        before = len(waits)
+        sums = accumulate(*arguments)
+        during.append((len(sums), len(waits) - before))
+        return sums
+
+    monkeypatch.setattr(policy, "_accumulate_gradients", counted)
+    for seed in range(4):
+        policy.train(random_batch(rows=14, seed=seed))
+    assert min(micro_batches for micro_batches, _ in during) > 3
+    assert [waited for _, waited in during] == [0] * 4
+    assert waits == []

@@ -332,3 +332,37 @@ def test_every_micro_batch_of_an_update_is_a_sign_of_life(model_folder):
     micro_batches = policy._own_micro_batches(policy._plan(batch))
     policy.train(batch)
     assert len(beats) == len(micro_batches) > 3
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize(
+    ("dtype", "zero_stage"),
+    [("float32", 0), *((dtype, stage) for dtype in ("float32", "bfloat16") for stage in (1, 2, 3))],
+)
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_its_rows_are_named(model_folder, dtype, zero_stage, steps):
+    changes = {"zero_stage": zero_stage, "optimizer_steps_per_batch": steps, "max_tokens": 30, "warmup_steps": 3}
+    policy, other = (make_policy(model_folder, CONFIG.model_copy(update=changes), dtype) for _ in range(2))
+    sound = random_batch(rows=14, copies=2)
+    broken = replace(sound, advantages=sound.advantages.clone())
+    broken.advantages[5] = torch.inf
+    for each in (policy, other):
+        assert each.train(sound).skipped_steps == 0
+    before = weights_of(policy)
+    metrics = policy.train(broken)
+    assert metrics.skipped_steps == 1
+    assert metrics.not_finite_rows == (5,)
+    assert math.isfinite(metrics.gradient_norm) == (steps == 2)
+    changed = [not torch.equal(weight, before[name]) for name, weight in weights_of(policy).items()]
+    assert any(changed) == (steps == 2)
+    if steps == 1:  # nothing of it is left
+        policy._last_entropy = other._last_entropy
+        assert policy.train(sound) == other.train(sound)
+        for name, weight in weights_of(policy).items():
+            assert torch.equal(weight, weights_of(other)[name]), name
+
+
+def test_a_log_probability_that_is_not_finite_names_its_row(model_folder):
+    policy, batch = make_policy(model_folder), random_batch(rows=14)
+    assert policy.train(batch).not_finite_rows == ()
+    batch.behaviour_logprobs[batch.response_lengths[:3].sum()] = torch.nan
+    assert policy.train(batch).not_finite_rows == (3,)

@@ -37,3 +37,10 @@ def test_a_policy_that_was_not_saved_cannot_be_restored(model_folder, tmp_path):
     with pytest.raises(CheckpointError, match="cannot be restored"):
         policy.load(tmp_path / "policy", {"last_entropy": "high"})
     assert all(weight.equal(before[name]) for name, weight in weights_of(policy).items())
+
+
+def test_what_deepspeed_does_not_find_is_an_error(model_folder, tmp_path, monkeypatch):
+    policy = make_policy(model_folder)
+    monkeypatch.setattr(policy._engine, "load_checkpoint", lambda *_, **__: (None, None))
+    with pytest.raises(CheckpointError, match="cannot be restored"):
+        policy.load(tmp_path, policy.state())

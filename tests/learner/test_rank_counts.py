@@ -19,20 +19,22 @@ CASES = [
     Case(3, 64, **UNEVEN, changes={"kl_coefficient": 0.3, "kl_estimator": "k1"}),
 ]
 
+HALF = [Case(zero_stage, 48, **UNEVEN, dtype="bfloat16") for zero_stage in (1, 2)]
+
 
 @pytest.fixture(scope="module")
 def trained(model_folder, reference_folder, tmp_path_factory) -> dict[int, Path]:
     """By number of ranks, the folder with what they ended with in every case."""
     folders = {count: tmp_path_factory.mktemp(f"ranks-{count}") for count in RANKS}
     for count, out in folders.items():
-        run_ranks(count, model_folder, reference_folder, CASES, out)
+        run_ranks(count, model_folder, reference_folder, [*HALF, *CASES], out)
     return folders
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_an_update_does_not_depend_on_the_number_of_ranks(model_folder, reference_folder, trained, case):
-    ended = {count: records_of(trained[count], CASES.index(case), count) for count in RANKS}
+    ended = {count: records_of(trained[count], len(HALF) + CASES.index(case), count) for count in RANKS}
     plain = PlainPyTorch(model_folder, case.config(reference_folder))
     plain.train(case.batch)
     for ranks in ended.values():
@@ -56,9 +58,27 @@ def test_an_update_does_not_depend_on_the_number_of_ranks(model_folder, referenc
 
 
 @pytest.mark.integration
+@pytest.mark.parametrize("case", HALF, ids=str)
+def test_in_bfloat16_ranks_add_their_gradients_up_in_float32(model_folder, reference_folder, trained, case):
+    plain = PlainPyTorch(model_folder, case.config(reference_folder))
+    plain.train(case.batch)
+    exact = torch.cat([gradient.flatten() for gradient in plain.gradients.values()])
+    for count in RANKS:
+        first, *others = records_of(trained[count], HALF.index(case), count)
+        for other in others:
+            for name in other.keys() - {"tokens"}:
+                assert torch.equal(first[name], other[name]), name
+        gradients = named(first, "gradient")
+        found = torch.cat([gradients[name].flatten() for name in plain.gradients])
+        # The weights are rounded too, which the exact gradient's are not.
+        assert (found - exact).norm() <= 0.03 * exact.norm(), count
+        assert (found == found.bfloat16().float())[found != 0].float().mean() < 0.5, count
+
+
+@pytest.mark.integration
 @pytest.mark.parametrize("count", RANKS)
 def test_what_a_sharded_learner_sends_is_what_its_ranks_have(trained, count):
-    number, case = next((number, case) for number, case in enumerate(CASES) if case.kept)
+    number, case = next((number, case) for number, case in enumerate(CASES, len(HALF)) if case.kept)
     assert case.zero_stage == 3
     leader = records_of(trained[count], number, count)[0]
     weights, sent = named(leader, "weight"), named(leader, "sent")
@@ -74,7 +94,7 @@ def test_every_rank_has_as_many_micro_batches_and_nearly_as_many_tokens(trained,
     rows_alone = int((case.batch.prompt_lengths + case.batch.response_lengths).sum())
     computed = []
     for count in RANKS:
-        tokens = [records["tokens"] for records in records_of(trained[count], CASES.index(case), count)]
+        tokens = [records["tokens"] for records in records_of(trained[count], len(HALF) + CASES.index(case), count)]
         assert len(set(map(len, tokens))) == 1
         assert max(int(own.max()) for own in tokens) <= case.max_tokens
         loads = [int(own.sum()) for own in tokens]

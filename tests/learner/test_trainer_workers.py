@@ -18,7 +18,7 @@ from learner.train_metrics import TrainMetrics
 from learner.trainer import Trainer
 from shared import messages as msg
 from shared.config_file import load_config
-from shared.errors import StreamTimeoutError, WeightSyncError
+from shared.errors import PrimezeroError, StreamTimeoutError, WeightSyncError
 
 PROBE = (1, 2, 3)
 
@@ -34,12 +34,14 @@ class PlayedPolicy:
         self._journal = journal
         self.updates = 0
         self.during = lambda update: None
+        self.skipped: set[int] = set()
 
     def train(self, batch) -> TrainMetrics:
         self._journal.append(("learner", "train"))
         self.during(self.updates)
         self.updates += 1
-        return TrainMetrics(**{field.name: 0 for field in fields(TrainMetrics)})
+        skipped = {"optimizer_steps": 1, "skipped_steps": int(self.updates in self.skipped), "not_finite_rows": (0,)}
+        return TrainMetrics(**({field.name: 0 for field in fields(TrainMetrics)} | skipped))
 
     def score(self, probe) -> np.ndarray:
         return np.array([-1.0, -2.0], dtype=np.float32)
@@ -136,6 +138,18 @@ def test_a_run_to_its_end_sends_its_workers_home(make_run):
     assert all(stream["bytes"] >= 100 * stream["tickets"] and stream["cpu_s"] > 0 for stream in streams)
     assert [e["version"] for e in run.records("evaluations")] == [0, 2, 4]
     until(lambda: worker.sent_home)
+
+
+def test_batches_whose_gradient_is_not_finite_are_passed_over_until_there_are_five_in_a_row(make_run, caplog):
+    run = make_run(**{"run.steps": 12})
+    run.join()
+    run.policy.skipped = {1, 2, 3, 4, 6, 7, 8, 9, 10, 11}
+    with pytest.raises(
+        PrimezeroError, match=r"gradients of the last 5 batches .* Not finite in the last: 0 \(proposer"
+    ):
+        run.play()
+    assert run.policy.updates == 10
+    assert sum("optimizer steps skipped" in message for message in caplog.messages) == 9
 
 
 def test_a_run_that_fails_leaves_its_workers_to_the_next_learner(make_run):
@@ -260,12 +274,12 @@ def test_a_probe_that_comes_out_differently_beside_training_ends_the_run(make_ru
     worker = run.join(last_batch=0 if waiting else None)
 
     def during(update: int) -> None:
-        worker.probe = (-1.0, -2.5)
+        worker.probe = (-1.0, -4.5)
         if update == 1:
             until(lambda: run.trainer._sync.is_settled)
 
     run.policy.during = during
-    with pytest.raises(WeightSyncError, match="rollout-0 with other weights"):
+    with pytest.raises(WeightSyncError, match=r"rollout-0 has the learner's weights .* computes something else"):
         run.play()
     assert run.policy.updates == (1 if waiting else 2)
     assert run.records("metrics") == []

@@ -13,6 +13,7 @@ from learner.weight_sync import WeightSync
 from learner.worker_pool import RECONNECT_S
 from shared import messages as msg
 from shared.errors import StreamTimeoutError, WeightSyncError, WorkerFailedError
+from shared.weight_wire import LiveWeights
 
 OURS = np.array([-1.0, -2.0], dtype=np.float32)
 TIMEOUT_S = 50
@@ -120,14 +121,26 @@ def test_a_sync_goes_on_beside_whoever_began_it(make_setup):
     assert setup.pool.ready(3) == setup.pool.members()
     record = setup.sync.finish()
     assert (record["calls"], record["pause_s"], record["probe_difference"]) == (3, 0.01, 0)
+    assert record["probe_difference_first"] == 0
     until(lambda: worker.said == [*CALLS, "proven"])
+
+
+def test_an_engine_with_other_weights_ends_the_run_though_the_probe_cannot_tell(make_setup):
+    setup = make_setup()
+    setup.join()
+    bad = setup.join(live=(LiveWeights(("a", "b"), ((4, 7),)),))
+    setup.sync.begin(0)
+    with pytest.raises(WeightSyncError, match="rollout-1 with other weights than the learner at version 0: 1 of 1"):
+        setup.sync.finish()
+    assert setup.ready() == []
+    assert "proven" not in bad.said
 
 
 def test_what_goes_wrong_beside_comes_out_when_it_is_finished(make_setup):
     setup = make_setup()
     setup.join(probe=(-1.0, -2.5))
     setup.sync.begin(0)
-    with pytest.raises(WeightSyncError, match="rollout-0 with other weights"):
+    with pytest.raises(WeightSyncError, match="rollout-0 has the learner"):
         setup.sync.finish()
     assert setup.ready() == []
 

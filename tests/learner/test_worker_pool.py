@@ -11,7 +11,6 @@ from msgspec.structs import replace
 from waiting import until
 
 from learner.journal import Journal, Took
-from learner.parity import check_parity
 from learner.worker_pool import WorkerPool
 from shared import messages as msg
 from shared.episodes import TicketId
@@ -301,18 +300,6 @@ def test_workers_are_sent_home_only_when_the_run_is_over(pools):
     pool.send_home()
     worker.get(msg.Bye)
     worker.leave()
-
-
-def test_parity_within_tolerance_passes_and_beyond_it_stops():
-    import numpy as np
-
-    ours = np.array([-1.0, -2.0], dtype=np.float32)
-    assert check_parity(ours, [-1.00005, -2.0], worker="w", version=3, tolerance=1e-4) == pytest.approx(
-        2.5e-5, rel=1e-2
-    )
-    for theirs in ([-1.0, -2.001], [-1.0, float("nan")], [-1.0]):
-        with pytest.raises(WeightSyncError, match="weight sync"):
-            check_parity(ours, theirs, worker="w", version=3, tolerance=1e-4)
 
 
 def test_who_waits_shows_life_and_who_does_not_shows_none(pools, monkeypatch):

@@ -11,6 +11,8 @@ from typing import Any
 from rollout.engine import Engine
 from shared.config import SyncConfig
 
+LIVE = [["a", "b"], [[4, 6], None]]
+
 
 class FakeLLM:
     """calls: what was called, in order, with what matters of the arguments; `fails` and `hangs` name calls; `takes`:
@@ -68,7 +70,8 @@ class FakeLLM:
         await self._do(f"finish {label}")
 
     async def collective_rpc(self, method: str) -> Any:
-        return await self._do(method, [{"done": True, "error": None}])
+        results = {"primezero_staging": [{"done": True, "error": None}], "primezero_live_weights": [[LIVE]]}
+        return await self._do(method, results.get(method, [None]))
 
     async def sleep(self, *, level: int, mode: str) -> None:
         await self._do(f"sleep {level} {mode}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,7 +22,9 @@ class PlainEngine:
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], make_receiver: Callable[[Any, str], Receiver]) -> None:
         self.weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
-        self._targets: Sequence[Target] = [VectorTarget(name, tensor) for name, tensor in self.weights.items()]
+        self._targets: Sequence[Target] = [
+            VectorTarget(name, SimpleNamespace(weight=tensor)) for name, tensor in self.weights.items()
+        ]
         self.receiver = make_receiver(shapes, "float32")
         self._pending: StagedWeights | None = None
         self.receiving: Receiving | None = None

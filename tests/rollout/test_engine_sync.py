@@ -29,7 +29,15 @@ def test_in_place_generation_stands_still_from_start_to_finish() -> None:
         llm = FakeLLM()
         engine = engine_of(llm, SyncConfig())
         await whole_update(engine, 7)
-        assert llm.calls == ["pause keep clear", "reset", "start", "update", "finish 1", "resume"]
+        assert llm.calls == [
+            "pause keep clear",
+            "reset",
+            "start",
+            "update",
+            "finish 1",
+            "primezero_live_weights",
+            "resume",
+        ]
         assert engine.version == 7
 
     asyncio.run(run())
@@ -41,7 +49,7 @@ def test_staged_generation_stands_still_for_the_swap_alone() -> None:
         engine = engine_of(llm, SyncConfig(in_flight="abort"), in_place=False)
         await whole_update(engine, 7)
         staged = ["primezero_discard_update", "start", "update", "primezero_staging"]
-        assert llm.calls == [*staged, "pause abort clear", "reset", "finish 1", "resume"]
+        assert llm.calls == [*staged, "pause abort clear", "reset", "finish 1", "primezero_live_weights", "resume"]
 
     asyncio.run(run())
 
@@ -55,7 +63,7 @@ def test_kept_cache_gets_a_salt_for_each_set_of_weights() -> None:
         for version in (5, 5):
             await whole_update(engine, version)
         assert "reset" not in llm.calls
-        assert [call for call in llm.calls if call.startswith(("pause", "primezero"))] == [
+        assert [call for call in llm.calls if call.startswith(("pause", "primezero_change"))] == [
             "pause keep",
             "primezero_change_salt 1",
             "pause keep",
@@ -254,7 +262,15 @@ def test_sleep_gives_memory_back_and_an_update_wakes_what_it_needs() -> None:
         await engine.update_weights({})
         await engine.finish_weight_update(1)
         await engine.wake()
-        assert llm.calls == ["wake weights", "start", "update", "finish 1", "wake kv_cache", "resume"]
+        assert llm.calls == [
+            "wake weights",
+            "start",
+            "update",
+            "finish 1",
+            "primezero_live_weights",
+            "wake kv_cache",
+            "resume",
+        ]
         llm.calls.clear()
         await engine.sleep()
         await engine.wake()

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from datetime import timedelta
@@ -138,6 +139,31 @@ def test_damaged_bytes_are_refused_and_the_old_weights_go_on(
     sender.connect()
     sender.send(3)
     assert all(same(member, source.weights) for member in client.members)
+
+
+class SlowSource(DictSource):
+    """A pass takes a while, as where ranks gather each parameter."""
+
+    def __iter__(self) -> Any:
+        for item in self.weights.items():
+            time.sleep(0.05)
+            yield item
+        self.passes += 1
+
+
+def test_an_update_that_fails_leaves_no_pass_over_the_source_behind() -> None:
+    source, client = SlowSource(some_weights()), PlainClient([engine()])
+    sender = transport(client, source)
+    sender.connect()
+
+    def lose_the_member(info: dict[str, Any]) -> None:
+        raise WeightSyncError("no rollout worker is left")
+
+    client.change_info = lose_the_member
+    with pytest.raises(WeightSyncError, match="did not reach the engines: no rollout worker is left"):
+        sender.begin(1)
+    assert source.passes == 2, "one to check, and one to send, run to its end"
+    sender.close()
 
 
 class DyingPeer(PlainEngine):

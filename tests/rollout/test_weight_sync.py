@@ -6,12 +6,14 @@ import copy
 import os
 import secrets
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from missed_update import FAULTS
 from tiny_engine import (
     NEVER_SAMPLED,
     DirectClient,
@@ -25,7 +27,7 @@ from tiny_engine import (
 )
 
 import rollout.engine_vllm
-from learner.parity import check_parity
+from learner.parity import check_weights
 from learner.weight_sender import WeightSender
 from shared.episodes import Float32Array
 from shared.errors import EngineError, WeightSyncError
@@ -48,6 +50,7 @@ class Setup:
         self.sender = WeightSender(self.client, self.model, dtype=getattr(torch, dtype), transport="shm")
         self.sender.connect()
         self.version = 0
+        self._generator = torch.Generator().manual_seed(0)
 
     def sync(self, seed: int) -> None:
         """New random weights, sent as the next version."""
@@ -60,11 +63,41 @@ class Setup:
         scores = self.loop.run(self.engine.score(PROBE, f"probe-{secrets.token_hex(4)}"))
         return float(np.abs(scores - reference_logprobs(self.model, PROBE)).max())
 
+    def step(self) -> None:
+        """The smallest change there is, sent as the next version: of each parameter the last bit of one element."""
+        integer = torch.int16 if self.dtype == "bfloat16" else torch.int32
+        for parameter in self.model.parameters():
+            words = parameter.detach().view(-1).view(integer)
+            words[int(torch.randint(len(words), (), generator=self._generator))] ^= 1
+        self.version += 1
+        self.sender.send(self.version)
+
     def check(self) -> None:
         """The learner's own check after a sync."""
-        engine = self.loop.run(self.engine.score(PROBE, f"probe-{secrets.token_hex(4)}")).tolist()
-        learner = reference_logprobs(self.model, PROBE)
-        check_parity(learner, engine, worker="w", version=self.version, tolerance=TOLERANCE[self.dtype])
+        assert self.client.timings is not None
+        check_weights(self.sender.sums, self.client.timings.live, worker="w", version=self.version)
+
+    def rpc(self, method: str, *arguments: Any) -> None:
+        self.loop.run(self.engine._link.llm.collective_rpc(method, args=arguments))
+
+    @contextmanager
+    def over(self, transport: str) -> Iterator[None]:
+        """Weights travel by another transport for a while."""
+        usual = self.sender
+        if transport != "shm":
+            self.rpc("become", transport, False)
+            self.sender = WeightSender(
+                self.client, self.model, dtype=getattr(torch, self.dtype), transport=transport, buffer_bytes=100_000
+            )
+            self.sender.connect()
+        try:
+            yield
+        finally:
+            if transport != "shm":
+                self.sender.close()
+                self.sender = usual
+                self.rpc("become", "shm", False)
+                self.sender.connect()
 
     def close(self) -> None:
         self.sender.close()
@@ -85,7 +118,7 @@ def setup(
 ) -> Iterator[Setup]:
     dtype, tied = request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rollout.engine_vllm, "WORKER_EXTENSION", "missed_head.ForgetfulWorkerExtension")
+        patch.setattr(rollout.engine_vllm, "WORKER_EXTENSION", "missed_update.ForgetfulWorkerExtension")
         setup = Setup(loop, dtype, tmp_path_factory.mktemp("sync"), tied=tied)
     yield setup
     setup.close()
@@ -136,14 +169,36 @@ def fresh_scores(setup: Setup, request: pytest.FixtureRequest) -> Float32Array:
 
 
 @on("float32", "bfloat16")
-def test_receiver_that_misses_the_tied_head_is_seen(setup: Setup) -> None:
-    setup.loop.run(setup.engine._link.llm.collective_rpc("plant_missed_head"))
-    setup.sync(seed=100)
-    with pytest.raises(WeightSyncError, match="other weights than the learner at version"):
+@pytest.mark.parametrize("transport", ["shm", "nccl"])
+def test_one_missed_update_is_found_however_small_it_is(setup: Setup, transport: str) -> None:
+    """Of the whole model, or of any kind of its layers; the probe cannot tell."""
+    with setup.over(transport):
+        for fault in FAULTS:
+            setup.step()
+            setup.check()
+            before = setup.loop.run(setup.engine.score(PROBE, f"before-{fault}"))
+            setup.rpc("plant", fault)
+            setup.step()
+            with pytest.raises(WeightSyncError, match="other weights than the learner at version"):
+                setup.check()
+            after = setup.loop.run(setup.engine.score(PROBE, f"after-{fault}"))
+            assert np.abs(after - before).mean() < TOLERANCE[setup.dtype] / 10, "the change was not small"
+            setup.rpc("remove_fault")
+        setup.step()
         setup.check()
-    assert setup.engine_error() > 10 * TOLERANCE[setup.dtype]
-    setup.loop.run(setup.engine._link.llm.collective_rpc("remove_fault"))
-    setup.sync(seed=101)
+    assert setup.engine_error() < TOLERANCE[setup.dtype]
+
+
+@on("untied")
+def test_the_weights_of_an_untied_head_are_accounted_for(setup: Setup) -> None:
+    setup.step()
+    setup.check()
+    setup.rpc("plant", "linear")
+    setup.step()
+    with pytest.raises(WeightSyncError, match=r"1 of \d+ layers, among them .*do not have the bits that were sent"):
+        setup.check()
+    setup.rpc("remove_fault")
+    setup.step()
     setup.check()
 
 

@@ -15,13 +15,15 @@ from shared.config_file import load_config
 from shared.episodes import Task, Ticket, TicketId
 from shared.errors import EngineError, HandshakeError, SentAwayError, WorkerFailedError
 from shared.ticket_wire import TicketFrame, TicketHeader
+from shared.weight_wire import LiveWeights
 
 LINEAGE = 4
 # Of a wait for what comes at once, and between things that no test waits for.
 PATIENCE_S = 60
 NEVER_S = 1e6
 PROBE = (1, 2, 3)
-SCORED = msg.UpdateFinished((-1.0, -1.0), 0.01)
+LIVE = (LiveWeights(("a", "b"), ((4, 6), (4, 6))),)
+SCORED = msg.UpdateFinished((-1.0, -1.0), 0.01, LIVE)
 
 
 class ScriptedLearner:
@@ -78,7 +80,7 @@ class ScriptedEngine:
         self.done.append(f"finishing {version}")
         await self.may_finish.wait()
         self.done.append(f"finished {version}")
-        return SimpleNamespace(pause_s=0.01)
+        return SimpleNamespace(pause_s=0.01, live=LIVE)
 
     async def score(self, ids, request_id):
         return np.full(len(ids) - 1, -1.0, dtype=np.float32)

@@ -233,3 +233,11 @@ def test_the_stream_of_a_cluster_is_not_at_an_address_that_this_machine_alone_re
 )
 def test_weights_travel_as_the_placement_needs_it(kind, device, transport):
     assert load_config(None, [f"--placement.kind={kind}", f"--placement.device={device}"]).transport == transport
+
+
+def test_samples_of_older_weights_that_nothing_corrects_for_are_told_of():
+    uncorrected = ["--learner.trust_region.correction", "none"]
+    assert load_config(None, []).doubtful == []
+    assert load_config(None, [*uncorrected, "--selfplay.max_staleness", "0"]).doubtful == []
+    [line] = load_config(None, [*uncorrected, "--selfplay.max_staleness", "1"]).doubtful
+    assert "nothing corrects for samples of older weights" in line

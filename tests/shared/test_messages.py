@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from shared import messages as msg
 from shared.episodes import Evaluation, Task, TaskAccuracy
 from shared.errors import MessageError
+from shared.weight_wire import LiveWeights
 
 
 @pytest.mark.parametrize(
@@ -15,7 +16,7 @@ from shared.errors import MessageError
         msg.Hello(1, "rollout-0", 2**62, "m", "t", "e"),
         msg.Call(3, msg.UpdateWeights({"path": "x", "parameters": [["a", [1, 2], 0]]})),
         msg.Call(4, msg.FinishUpdate(2, (1, 2, 3))),
-        msg.Reply(3, msg.UpdateFinished((-1.5, -2.0), 0.01)),
+        msg.Reply(3, msg.UpdateFinished((-1.5, -2.0), 0.01, (LiveWeights(("a", "b"), ((1, -2), None)),))),
         msg.Reply(4, msg.Evaluated(Evaluation(2, {Task.DEDUCTION: TaskAccuracy(35, 0.5, 0.0, 5.0)}))),
         msg.Ack((9, 10)),
         msg.Bye(),

@@ -123,10 +123,11 @@ def make_forward(
 ) -> Callable[[], torch.Tensor]:
     """A forward pass of random tokens at these positions; every one of them predicts."""
     ids = torch.randint(0, model.vocabulary, (2, positions.shape[1]), device=positions.device)
+    words, word_index = ids[0].unique(return_inverse=True)
     predicting = torch.arange(positions.shape[1], device=positions.device)
 
     def forward() -> torch.Tensor:
-        logprobs, entropy = module(ids[:1], positions, layout, predicting, ids[1], temperature=1.0)
+        logprobs, entropy = module(words[None], word_index, positions, layout, predicting, ids[1], temperature=1.0)
         return logprobs.sum() + entropy.sum()
 
     return forward
