@@ -78,6 +78,16 @@ def within(limit_s: float, what: str, call: Callable[[], object]) -> None:
         raise raised[0]
 
 
+def killed_for_memory() -> int:
+    """How many processes the kernel has ended for want of memory: of this container or else, of this machine."""
+    for file in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):
+        with contextlib.suppress(OSError):
+            counts = dict(line.split(" ", 1) for line in Path(file).read_text(encoding="ascii").splitlines())
+            if "oom_kill" in counts:
+                return int(counts["oom_kill"])
+    return 0
+
+
 def free_port(host: str = "127.0.0.1") -> int:
     """A port of this address that nobody listens at now. PlacementError where it is no address of this machine.
 

@@ -15,8 +15,8 @@ from typing import Any, Self
 from launch import marked_processes
 from launch.actors import LearnerProcess, RolloutProcess, Surroundings
 from launch.placement import learner_names
-from launch.processes import free_port, within
-from launch.ray_instance import NO_GPU_CHOICE, RayError, RayTaskError, ray
+from launch.processes import free_port, killed_for_memory, within
+from launch.ray_instance import NO_GPU_CHOICE, RayError, RayTaskError, RuntimeEnvSetupError, ray
 from launch.ray_machines import Machines
 from launch.supervisor import Ended, ProcessDied
 from learner.spec import LearnerSpec
@@ -58,6 +58,7 @@ class Cluster:
         self._asked: dict[str, Any] = {}
         self._asked_at: dict[str, float] = {}
         self._noted_at = 0.0
+        self._killed_for_memory = killed_for_memory()
 
     def __enter__(self) -> Self:
         try:
@@ -116,7 +117,17 @@ class Cluster:
             time.sleep(timeout_s)
             return []
         ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=timeout_s)
-        return [_ended(self._running.pop(reference), reference) for reference in ready]
+        return [self._ended(self._running.pop(reference), reference) for reference in ready]
+
+    def _ended(self, name: str, reference: Any) -> Ended:
+        ended = _ended(name, reference)
+        before, self._killed_for_memory = self._killed_for_memory, killed_for_memory()
+        if isinstance(ended.error, ProcessDied) and self._killed_for_memory > before:
+            known = (
+                "the kernel has ended processes of this machine for want of memory: primezero plan says what needs it"
+            )
+            return Ended(name, error=ProcessDied(known))
+        return ended
 
     def lost(self) -> dict[str, str]:
         """Addresses of machines that are gone, by the names of the processes that have their place there."""
@@ -176,9 +187,11 @@ def _ended(name: str, reference: Any) -> Ended:
         return Ended(name, result=ray.get(reference, timeout=ANSWER_S))
     except RayTaskError as error:
         died = isinstance(error.cause, ChildProcessError)
-        return Ended(name, error=ProcessDied() if died else error.cause)
-    except RayError:  # it died, or never came to life; Ray's reasons are a page of guesses
-        return Ended(name, error=ProcessDied())
+        return Ended(name, error=ProcessDied(str(error.cause)) if died else error.cause)
+    except RayError as error:
+        # Where it never came to life, the last line says why; of one that was killed Ray has a page of guesses.
+        unborn = isinstance(error, RuntimeEnvSetupError) or getattr(error, "actor_init_failed", False)
+        return Ended(name, error=ProcessDied(str(error).strip().splitlines()[-1] if unborn else ""))
 
 
 def _thread_limits(threads: int) -> dict[str, str]:

@@ -42,7 +42,7 @@ import ray
 import ray._private.node
 import ray._private.services
 import ray._private.state
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError, RuntimeEnvSetupError
 from ray.job_config import JobConfig
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
@@ -55,6 +55,7 @@ __all__ = [
     "PlacementGroupSchedulingStrategy",
     "RayError",
     "RayTaskError",
+    "RuntimeEnvSetupError",
     "forget",
     "join",
     "machines",

@@ -30,18 +30,22 @@ _PASSING = (EngineError, WeightSyncError, StreamTimeoutError, SentAwayError)
 
 
 class ProcessDied(Exception):
-    """A process ended without a word: killed, crashed, out of memory."""
+    """A process ended without a word: killed, crashed, out of memory. known: what others know of it"""
+
+    def __init__(self, known: str = "") -> None:
+        super().__init__(known)
+        self._known = known
 
     def reason(self, name: str) -> str:
         """In one line, of the process of this name."""
-        return f"the process of {name} died"
+        return f"the process of {name} died" + (f" ({self._known})" if self._known else "")
 
 
 class ProcessHangs(ProcessDied):
     """A process that lives and does not work: stopped, stuck, in an endless loop. It is as good as dead."""
 
     def __init__(self, limit_s: float) -> None:
-        super().__init__(limit_s)
+        super().__init__()
         self._limit_s = limit_s
 
     def reason(self, name: str) -> str:

@@ -42,7 +42,7 @@ def run_worker_process(config: Config, spec: WorkerSpec, beat: Callable[[], None
     if failure is not None:
         raise failure
     if process.exitcode:
-        raise ChildProcessError(f"the worker's process was {_how(process.exitcode)}")
+        raise ChildProcessError(_how(process.exitcode))
 
 
 def _work(config: Config, spec: WorkerSpec, messages: Connection) -> None:
@@ -59,4 +59,4 @@ def _work(config: Config, spec: WorkerSpec, messages: Connection) -> None:
 
 
 def _how(exitcode: int) -> str:
-    return f"ended by {signal.Signals(-exitcode).name}" if exitcode < 0 else f"ended with exit code {exitcode}"
+    return signal.Signals(-exitcode).name if exitcode < 0 else f"exit code {exitcode}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -109,6 +110,28 @@ def test_ray_s_own_processes_are_known_too_and_nobody_else_can_enter_the_folder(
     assert {"raylet", "gcs_server"} <= {child.name() for child in children}
     assert children <= known
     assert cluster.folder.stat().st_mode & 0o077 == 0
+
+
+def test_of_one_that_never_came_to_life_is_said_why(cluster, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("class RolloutProcess:\n    def run(self, *_): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ray_cluster, "RolloutProcess", importlib.import_module("only_here").RolloutProcess)
+    cluster.processes.start_rollout(CONFIG, WorkerSpec(name=OTHER, endpoint=""))
+    ended = wait_for_end(cluster)
+    assert isinstance(ended.error, ProcessDied)
+    expected = f"the process of {OTHER} died (ModuleNotFoundError: No module named 'only_here')"
+    assert ended.error.reason(OTHER) == expected
+    cluster.processes.end([OTHER])
+
+
+def test_where_the_kernel_has_ended_processes_for_want_of_memory_that_is_said(cluster, monkeypatch):
+    process, _, _ = start(cluster, OTHER)
+    monkeypatch.setattr(ray_cluster, "killed_for_memory", lambda: 10**9)
+    process.kill()
+    ended = wait_for_end(cluster)
+    assert isinstance(ended.error, ProcessDied)
+    assert "for want of memory" in ended.error.reason(OTHER)
+    cluster.processes.end([OTHER])
 
 
 def test_one_that_returns_or_raises_says_what(cluster):

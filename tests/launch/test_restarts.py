@@ -22,7 +22,7 @@ def test_a_run_outlives_its_worker_its_engine_and_its_learner(start):
     run.wait_for(r"step +3/")
     run.process_named("RolloutWorker").kill()
     line = run.wait_for("is started again")
-    assert line.startswith("the process of rollout-0 died; rollout-0 is started again (1 of at most 5")
+    assert line.startswith("the process of rollout-0 died (SIGKILL); rollout-0 is started again (1 of at most 5")
     wait_until_it_goes_on(run)
     run.process_named("EngineCore").kill()
     line = run.wait_for("is started again")
