@@ -21,7 +21,7 @@ class PlainDisplay:
         self._quiet = quiet
 
     def __enter__(self) -> Self:
-        self.say("starting Ray, the engine and the learner: about a minute")
+        self.say("starting Ray, the engine and the learner: some twenty seconds for a small model")
         return self
 
     def __exit__(self, *_: object) -> None:
