@@ -53,7 +53,7 @@ class RunConfig(Section):
         600,
         ge=30,
         description="a process that gives no sign of life for so long is ended and started again; longer than a "
-        "micro-batch, an export or a checkpoint takes",
+        "micro-batch takes",
     )
     display: Literal["auto", "live", "plain", "quiet"] = Field(
         "auto",
