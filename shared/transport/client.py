@@ -51,6 +51,7 @@ class StreamClient:
             self._socket.setsockopt(zmq.CURVE_PUBLICKEY, keys.public)
             self._socket.setsockopt(zmq.CURVE_SECRETKEY, keys.secret)
         self._monitor = self._socket.get_monitor_socket(_HANDSHAKES)
+        self._monitor.setsockopt(zmq.LINGER, 0)  # else one that nobody closes would keep whoever ends the context
         self._socket.connect(endpoint)
 
     async def send(self, frames: Sequence[Frame]) -> None:

@@ -33,12 +33,15 @@ class Engine:
     async def finish_weight_update(self, version):
         await asyncio.sleep(0.1)
         self.finished[version] += 1
-        return SimpleNamespace(pause_s=0.0)
+        return SimpleNamespace(pause_s=0.0, live=())
 
     async def score(self, ids, request_id):
         return np.zeros(len(ids) - 1, dtype=np.float32)
 
     async def check_alive(self):
+        pass
+
+    async def forget_learner(self):
         pass
 
 
@@ -72,8 +75,10 @@ class Connection:
         worker = RolloutWorker(load_config(None), self._spec, self.engine, client)
         worker._selfplay = self.play
         worker._environment = SimpleNamespace(fingerprint="e")
-        await worker.run()
-        client.close()
+        try:
+            await worker.run()
+        finally:
+            client.close()
 
     def sync(self, version: int) -> None:
         requests = dict.fromkeys(self.pool.members(), msg.FinishUpdate(version, (1, 2)))
@@ -112,7 +117,7 @@ def test_a_connection_that_is_cut_again_and_again_costs_no_work(connection):
             cuts += connection.proxy.cut()
 
     pool.wait_for_workers(1, 60)
-    cutting = threading.Thread(target=cut)
+    cutting = threading.Thread(target=cut, daemon=True)
     cutting.start()
     batches = []
     for version in range(BATCHES):
