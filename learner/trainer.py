@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import gc
 import logging
@@ -76,6 +77,7 @@ def run_learner(
         )
     keep_freed_memory()
     gc.freeze()  # what is imported stays: DeepSpeed collects garbage many times, and need not look through it
+    atexit.register(gc.unfreeze)  # else libraries complain of what was never freed
     torch.set_num_threads(config.learner.threads)
     log.info("loads the model")
     policy = Policy(

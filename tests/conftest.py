@@ -1,3 +1,4 @@
+import atexit
 import gc
 import signal
 
@@ -26,6 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """What is imported by now stays: libraries that collect garbage need not look through it each time."""
     gc.freeze()
+    atexit.register(gc.unfreeze)
 
 
 @pytest.fixture

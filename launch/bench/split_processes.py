@@ -190,9 +190,6 @@ def _begin(log: Path, cores: Cores) -> None:
 
 def _rollout(config: Config, spec: WorkerSpec, log: Path, cores: Cores) -> None:
     _begin(log, cores)
-    sockets = log.parent / "engine"
-    sockets.mkdir(mode=0o700)
-    os.environ["VLLM_RPC_BASE_PATH"] = str(sockets)
     from rollout.worker import run_worker
 
     run_worker(config, spec, lambda: None)
@@ -242,4 +239,4 @@ class _DirectedPolicy:
         pass
 
     def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir()
+        pass

@@ -24,6 +24,12 @@ CLEAN = Audit(
 SUMMARY = {"steps": 60, "accuracy_before": 0.1, "accuracy_after": 0.2}
 
 
+@pytest.fixture(autouse=True)
+def _no_prompts(monkeypatch):
+    """The model folders of these tests have no tokenizer."""
+    monkeypatch.setattr("launch.bench.workplace.with_prompt_room", lambda config: config)
+
+
 @pytest.mark.parametrize(("steps", "hits", "first"), [(60, 20, 3), (240, 20, 3), (60, 30, 3), (120, 8, 1)])
 @pytest.mark.parametrize("seed", range(5))
 def test_hits_are_spread_over_the_run_and_of_every_kind(steps, hits, first, seed):

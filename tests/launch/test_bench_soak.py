@@ -16,6 +16,12 @@ from launch.cli import main
 from shared.errors import ConfigError, PrimezeroError
 
 
+@pytest.fixture(autouse=True)
+def _no_prompts(monkeypatch):
+    """The model folders of these tests have no tokenizer."""
+    monkeypatch.setattr("launch.bench.workplace.with_prompt_room", lambda config: config)
+
+
 def samples(minutes, usage, shm=lambda second: (1000, 2)):
     return [Sample(second, usage(second), *shm(second)) for second in range(0, minutes * 60, 10)]
 

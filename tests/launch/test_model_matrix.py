@@ -233,6 +233,10 @@ def nothing_starts(monkeypatch) -> None:
     monkeypatch.setattr(launch.model_check, "LENGTH_SAMPLES", 5)
 
 
+# Importing the library's models, which alone reads these, takes longer than all else that a launcher does.
+LIBRARYS = ("a label list", "a rope of no kind")
+
+
 def outcome(of: Callable[[], object]) -> str | None:
     """What a folder is refused with; None where it is taken."""
     try:
@@ -244,7 +248,18 @@ def outcome(of: Callable[[], object]) -> str | None:
     raise AssertionError("nothing was started")
 
 
-@pytest.mark.parametrize("folder", [name for name, odd in FOLDERS.items() if odd.refused], indirect=True)
+@pytest.mark.parametrize("folder", LIBRARYS, indirect=True)
+def test_what_only_the_library_of_models_objects_to_is_refused_by_doctor_and_by_the_learner(folder, request):
+    (finding,) = check_model(of_model(folder), named=True)
+    assert finding.status is Status.FAIL
+    assert re.search(FOLDERS[request.node.callspec.params["folder"]].refused, finding.advice)
+    with pytest.raises(ModelFolderError, match=str(folder)):
+        load_model(folder, "float32")
+
+
+@pytest.mark.parametrize(
+    "folder", [name for name, odd in FOLDERS.items() if odd.refused and name not in LIBRARYS], indirect=True
+)
 def test_a_folder_is_refused_by_all_with_one_line(folder, request, nothing_starts):
     config = of_model(folder)
     said = outcome(lambda: train(config))
