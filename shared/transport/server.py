@@ -152,6 +152,7 @@ class StreamServer:
                 self._guard.attend()
                 if self._socket in ready:
                     self._receive()
+                self._cpu_s = time.thread_time()  # before an answer, upon which somebody may ask for it
                 self._flush()
                 self._cpu_s = time.thread_time()
                 if time.monotonic() - ticked >= TICK_S:
