@@ -1,14 +1,16 @@
 """Whether a run can fit at all, with disks of any size."""
 
+import math
+
 import pytest
-from model_files import make_model_folder
+from model_files import SHAPES, make_model_folder
 
 from launch import disk_space
 from launch.disk_space import check_disk, checkpoints_at_once
 from shared.config_file import load_config
 from shared.errors import DiskError
 
-PARAMETERS = 8 * 2 + 2
+PARAMETERS = sum(math.prod(shape) for shape in SHAPES.values())
 
 
 @pytest.fixture
