@@ -118,7 +118,7 @@ def _start(settings: StartSettings, place: Workplace, folder: Path) -> Start:
         "run.final_evaluations": 1,
     }
     used: dict[int, tuple[str, float]] = {}
-    with place.output.open("w") as output:
+    with place.output.open("w", encoding="utf-8") as output:
         begun = datetime.now()
         run = StartedRun(folder, run_settings, temporary=place.temporary, output=output)
         try:
