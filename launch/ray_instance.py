@@ -71,6 +71,8 @@ CONNECT_S = 10.0
 OBJECT_STORE_BYTES = 100 * 2**20
 TOKEN = secrets.token_hex(32)
 
+_own_token = ""
+
 
 def start_own(folder: Path, *, mark: str, cpus: int, gpus: int) -> None:
     """An instance that listens on loopback alone, and keeps its files in a private folder.
@@ -80,7 +82,8 @@ def start_own(folder: Path, *, mark: str, cpus: int, gpus: int) -> None:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(TOKEN, encoding="utf-8")
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    global _own_token
+    os.environ["RAY_AUTH_TOKEN_PATH"] = _own_token = str(token)
     os.environ.pop("RAY_AUTH_TOKEN", None)  # it would count for more
     # Ray's own processes have it from here; those of the run are given another.
     os.environ[marked_processes.VARIABLE] = mark
@@ -124,6 +127,8 @@ def join(address: str) -> None:
 def forget() -> None:
     """After Ray has been shut down: this process is part of it no more."""
     os.environ.pop(marked_processes.VARIABLE, None)
+    if os.environ.get("RAY_AUTH_TOKEN_PATH") == _own_token:  # of a file that goes with the start
+        del os.environ["RAY_AUTH_TOKEN_PATH"]
 
 
 def machines() -> tuple[Machine, list[Machine]]:
