@@ -112,12 +112,11 @@ def _import_libraries() -> tuple[float, float]:
 
 def _start(settings: StartSettings, place: Workplace, folder: Path) -> Start:
     run_settings = {
-        "model.path": place.model,
+        **place.settings,
         "run.seed": settings.seed,
         "run.steps": 1,
         "run.final_evaluations": 1,
     }
-    used: dict[int, tuple[str, float]] = {}
     with place.output.open("w", encoding="utf-8") as output:
         begun = datetime.now()
         run = StartedRun(folder, run_settings, temporary=place.temporary, output=output)
@@ -129,14 +128,11 @@ def _start(settings: StartSettings, place: Workplace, folder: Path) -> Start:
                     raise PrimezeroError(f"the run made no step within {_START_S:g} s:\n{last_lines(place.output)}")
                 time.sleep(_SAMPLE_S)
             ended = datetime.now()
-            used = _processor_seconds(run)
+            cpu = _processor_seconds(run)
             run.process.wait(_START_S)
         finally:
             run.kill()
     said = {name: _said(folder / "logs" / f"{name}.log") for name in ("rollout-0", "learner-0")}
-    cpu: dict[str, float] = defaultdict(float)
-    for name, seconds in used.values():
-        cpu[name] += seconds
     return Start((ended - begun).total_seconds(), phases(begun, ended, said), cpu)
 
 
@@ -163,14 +159,14 @@ def _said(log: Path) -> dict[str, datetime]:
     return found
 
 
-def _processor_seconds(run: StartedRun) -> dict[int, tuple[str, float]]:
-    """By process id: what the process is, and the processor seconds that it has used, those of its dead included."""
-    found = {}
+def _processor_seconds(run: StartedRun) -> dict[str, float]:
+    """What the run's processes have used, those of one name added up."""
+    used: dict[str, float] = defaultdict(float)
     for process in run.processes():
         with contextlib.suppress(OSError, psutil.Error):
             name = "launcher" if process.pid == run.process.pid else label_of(process)
-            found[process.pid] = (name, sum(process.cpu_times()))
-    return found
+            used[name] += sum(process.cpu_times())
+    return used
 
 
 BENCHMARK = Benchmark(
